@@ -1,0 +1,1 @@
+"""The pattern language and the rules, grouped by operator family."""

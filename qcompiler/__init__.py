@@ -1,0 +1,1 @@
+"""qcompiler: a graph-level quantization compiler for ONNX."""

@@ -1,0 +1,1 @@
+"""Engines: emit and run; the only place that imports one."""

@@ -1,0 +1,1 @@
+"""Calibration: readers, streaming statistics, range estimators and observation."""

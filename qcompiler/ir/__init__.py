@@ -1,0 +1,1 @@
+"""Graph services on onnx-ir: import, text, verification, rewriting and analyses."""

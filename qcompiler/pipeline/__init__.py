@@ -1,0 +1,1 @@
+"""Passes, pipelines, phases, and the instruments that hang on them."""

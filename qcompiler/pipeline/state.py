@@ -1,0 +1,79 @@
+"""What all passes of one build share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qcompiler.ir.phase import Phase
+from qcompiler.quant.plan import QuantPlan
+from qcompiler.quant.spec import RangeSource
+from qcompiler.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Why something was or was not done.
+
+    Attributes:
+        pass_name: the pass that speaks.
+        node: the node it speaks of (its name in the graph), or empty for the whole model.
+        reason: a stable kebab-case code, such as ``never-observed`` or ``not-constant``.
+        text: one sentence for people.
+        rule: the pattern rule, if one was tried.
+        done: true if the pass acted, false if it declined.
+        numbers: figures behind the decision.
+    """
+
+    pass_name: str
+    node: str
+    reason: str
+    text: str = ""
+    rule: str = ""
+    done: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class CompileState:
+    """The model on its way, and what the passes know about it (the one mutable type).
+
+    Attributes:
+        model: the graph.
+        phase: which phase the graph is in.
+        target: the capability table it is compiled for.
+        plan: decisions; empty until plan-quantization.
+        statistics: observed ranges, if calibration ran.
+        remarks: why things were or were not done, in order.
+    """
+
+    model: ir.Model
+    target: Target
+    phase: Phase = Phase.FLOAT
+    plan: QuantPlan = field(default_factory=QuantPlan)
+    statistics: RangeSource | None = None
+    remarks: list[Remark] = field(default_factory=list)
+
+    def remark(
+        self,
+        pass_name: str,
+        node: ir.Node | str,
+        reason: str,
+        text: str = "",
+        *,
+        rule: str = "",
+        done: bool = False,
+        numbers: dict[str, float] | None = None,
+    ) -> None:
+        """Record a remark; the same one is kept once."""
+        name = node if isinstance(node, str) else (node.name or "")
+        made = Remark(pass_name, name, reason, text, rule, done, numbers or {})
+        if made not in self.remarks:
+            self.remarks.append(made)
+
+    def clone(self) -> CompileState:
+        """Return a state whose graph can be changed without touching this one (tensors are shared)."""
+        return CompileState(
+            self.model.clone(), self.target, self.phase, self.plan, self.statistics, list(self.remarks)
+        )

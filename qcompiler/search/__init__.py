@@ -1,0 +1,1 @@
+"""Decisions by measurement: cost, the speed guard and the accuracy guard."""

@@ -1,0 +1,1 @@
+"""Capability tables of the targets: data, not code."""
