@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import torch
-from onnx_export import export_clean, save_model
+from onnx_export import export_scripted, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 MODELS = Path(__file__).resolve().parent / "models"
 SEED = 20240
@@ -25,7 +24,7 @@ LEVELS = 16.0
 EPOCHS = 60
 BATCH = 64
 PEAK_RATE = 0.02
-HELD_OUT = 597
+HELD_OUT = 592
 CALIBRATION = 128
 
 
@@ -38,16 +37,16 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
+        self.widens = stride != 1 or channels_in != channels_out
+        if self.widens:
+            self.shortcut_conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.shortcut_bn = nn.BatchNorm2d(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32 `[N, channels_in, H, W]` to `[N, channels_out, H / stride, W / stride]`."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = nn.functional.relu(self.bn1(self.conv1(x)))
+        shortcut = self.shortcut_bn(self.shortcut_conv(x)) if self.widens else x
+        return nn.functional.relu(self.bn2(self.conv2(y)) + shortcut)
 
 
 class DigitsResNet(nn.Module):
@@ -64,9 +63,10 @@ class DigitsResNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map `image`, float32 `[N, 1, 32, 32]` in 0..1, to logits, float32 `[N, 10]`."""
-        x = F.relu(self.stem_bn(self.stem(image)))
+        x = nn.functional.relu(self.stem_bn(self.stem(image)))
         x = self.block3(self.block2(self.block1(x)))
-        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.classifier(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 def augment(digits: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,9 +84,9 @@ def augment(digits: Tensor, generator: torch.Generator) -> Tensor:
         torch.stack([scale * angle.cos(), scale * (shear - angle.sin()), uniform(-0.25, 0.25)], 1),
         torch.stack([scale * angle.sin(), scale * angle.cos(), uniform(-0.25, 0.25)], 1),
     ]
-    grid = F.affine_grid(torch.stack(rows, 1), [len(digits), 1, SIZE, SIZE], align_corners=False)
-    upscaled = F.interpolate(digits[:, None], (SIZE, SIZE), mode="bilinear", align_corners=False)
-    drawn = F.grid_sample(upscaled, grid, align_corners=False) * uniform(0.4, 1.0, 1, 1, 1)
+    grid = nn.functional.affine_grid(torch.stack(rows, 1), [len(digits), 1, SIZE, SIZE], align_corners=False)
+    upscaled = nn.functional.interpolate(digits[:, None], (SIZE, SIZE), mode="bilinear", align_corners=False)
+    drawn = nn.functional.grid_sample(upscaled, grid, align_corners=False) * uniform(0.4, 1.0, 1, 1, 1)
     noise = torch.randn(drawn.shape, generator=generator) * uniform(0.0, 0.4, 1, 1, 1)
     return torch.round((drawn + noise).clamp(0, 1) * LEVELS) / LEVELS
 
@@ -99,10 +99,12 @@ def train(model: DigitsResNet, digits: Tensor, labels: Tensor, generator: torch.
     model.train()
     for epoch in range(EPOCHS):
         total = 0.0
-        for rows in torch.randperm(len(digits), generator=generator)[: steps // EPOCHS * BATCH].split(BATCH):
-            loss = F.cross_entropy(model(augment(digits[rows], generator)), labels[rows], label_smoothing=0.05)
+        order = torch.randperm(len(digits), generator=generator)[: steps // EPOCHS * BATCH]
+        for rows in order.view(-1, BATCH):
+            logits = model(augment(digits[rows], generator))
+            loss = nn.functional.cross_entropy(logits, labels[rows], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             total += loss.item()
@@ -139,15 +141,14 @@ def main() -> None:
     MODELS.mkdir(exist_ok=True)
     np.savez_compressed(MODELS / "digits_resnet_calib.npz", image=calibration)
     np.savez_compressed(MODELS / "digits_resnet_eval.npz", image=evaluation, label=label)
-    exported = export_clean(
+    exported = export_scripted(
         model,
         (torch.zeros(2, 1, SIZE, SIZE),),
         inputs=["image"],
         outputs=["logits"],
-        dynamic_shapes=({0: "batch"},),
-        name="digits_resnet",
+        dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
     )
-    save_model(exported, MODELS / "digits_resnet.onnx")
+    save({MODELS / "digits_resnet.onnx": exported})
     print(f"held-out top-1 {top1(MODELS / 'digits_resnet.onnx', evaluation, label):.4f} of {HELD_OUT}")
 
 

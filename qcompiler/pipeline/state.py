@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from qcompiler.ir.graph import origins
 from qcompiler.ir.phase import Phase
 from qcompiler.quant.plan import QuantPlan
 from qcompiler.quant.spec import RangeSource
@@ -35,6 +36,35 @@ class Remark:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Change:
+    """One application of a rule: the rule, the node it was applied at and the imported nodes that one comes from."""
+
+    rule: str
+    node: str
+    origins: tuple[str, ...] = ()
+
+
+@dataclass
+class ChangeLog:
+    """The rule applications of a run, and how many there may be; bisecting sets the limit.
+
+    Attributes:
+        limit: number of applications after which all are refused; None is no limit.
+        applied: those that were made, in order.
+    """
+
+    limit: int | None = None
+    applied: list[Change] = field(default_factory=list)
+
+    def allow(self, rule: str, node: ir.Node) -> bool:
+        """Return whether one more application may be made, and count it if so."""
+        if self.limit is not None and len(self.applied) >= self.limit:
+            return False
+        self.applied.append(Change(rule, node.name or "", origins(node)))
+        return True
+
+
 @dataclass
 class CompileState:
     """The model on its way, and what the passes know about it (the one mutable type).
@@ -46,6 +76,7 @@ class CompileState:
         plan: decisions; empty until plan-quantization.
         statistics: observed ranges, if calibration ran.
         remarks: why things were or were not done, in order.
+        changes: the log that each rule application is entered in, if somebody wants to know or to limit them.
     """
 
     model: ir.Model
@@ -54,6 +85,15 @@ class CompileState:
     plan: QuantPlan = field(default_factory=QuantPlan)
     statistics: RangeSource | None = None
     remarks: list[Remark] = field(default_factory=list)
+    changes: ChangeLog | None = None
+
+    def allow(self, rule: str, node: ir.Node) -> bool:
+        """Return whether a pass may apply a rule at a node; a pass asks right before each application.
+
+        Passes hand this on as ``apply_rules(..., allow=state.allow)``, or ask it themselves with a rule name of their
+        own, so that ``qcompiler opt --bisect`` can stop them half-way.
+        """
+        return self.changes is None or self.changes.allow(rule, node)
 
     def remark(
         self,

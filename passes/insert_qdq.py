@@ -1,0 +1,274 @@
+"""insert-qdq: write the plan into the graph as QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.engine import Array
+from qcompiler.errors import PassError
+from qcompiler.ir.graph import const_array, origins
+from qcompiler.ir.phase import Phase
+from qcompiler.ir.rewriter import Rewriter
+from qcompiler.pipeline.base import Pass
+from qcompiler.pipeline.contract import Contract, Lossy
+from qcompiler.pipeline.state import CompileState
+from qcompiler.quant.arithmetic import bias_scale, fit_bias, quantize, quantize_bias, weight_params
+from qcompiler.quant.plan import use_point
+from qcompiler.quant.spec import QuantParams, affine_params
+from qcompiler.targets.groups import Group, find_groups
+from qcompiler.targets.placement import DYNAMIC_SUFFIX, activation_bounds, root_point
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Insert QuantizeLinear and DequantizeLinear where the plan says, and quantize weights and biases.
+
+    A value stored quantized is followed by one QuantizeLinear; every reader gets it through a DequantizeLinear of its
+    own if it computes on integers, and through one shared DequantizeLinear otherwise. A Relu or Clip in front of a
+    QuantizeLinear that saturates at the same bounds is removed.
+    """
+
+    needs = Phase.PLANNED
+    gives = Phase.QDQ
+    numerics: ClassVar[Contract] = Lossy()
+
+    def run(self, state: CompileState) -> int:
+        """Insert all Q/DQ and return the number of changes."""
+        inserter = _Inserter(state, self.name())
+        inserter.run()
+        return inserter.rewriter.changes
+
+
+class _Inserter:
+    def __init__(self, state: CompileState, pass_name: str) -> None:
+        self.state, self.plan, self.pass_name = state, state.plan, pass_name
+        self.rewriter = Rewriter(state.model)
+        groups = find_groups(state.model, state.target)
+        self.groups = [g for g in groups if self.plan.form(g.name) != "float"]
+        self.stored: dict[str, ir.Value] = {}
+        self.numbers: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self.weights: dict[tuple[str, str], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.shared: dict[tuple[str, ir.Graph], ir.Value] = {}
+
+    def run(self) -> None:
+        for group in self.groups:
+            if self.plan.form(group.name) == "static":
+                for value in group.results:
+                    self._store(group, value)
+        for group in self.groups:
+            form = self.plan.form(group.name)
+            for value in group.data if group.row.kind != "recurrent" else ():
+                self._read(group, value, dynamic=form == "dynamic")
+            self._constants(group)
+        self.rewriter.erase_dead([n for v in self.shared.values() if (n := v.producer()) is not None])
+
+    # ---- activations ------------------------------------------------------------------------------------------
+
+    def params(self, name: str) -> QuantParams:
+        """Return the numbers of an activation point."""
+        name = root_point(self.plan, name)
+        point = self.plan.points[name]
+        source = point.source
+        if source.kind == "fixed":
+            one = len(source.scale) == 1
+            scale = np.asarray(source.scale, np.float32)
+            zero = np.asarray(source.zero_point, np.int64)
+            return QuantParams(point.spec, scale.reshape(()) if one else scale, zero.reshape(()) if one else zero)
+        if source.kind != "observed" or self.state.statistics is None:
+            raise PassError(f"point {name} has no numbers: its source is {source.kind} and there are no statistics")
+        low, high = self.state.statistics.range(name, source.estimator or "min-max")
+        return affine_params(point.spec, low, high)
+
+    def _numbers(self, name: str) -> tuple[ir.Value, ir.Value]:
+        root = root_point(self.plan, name)
+        if root not in self.numbers:
+            params = self.params(root)
+            scale = self.rewriter.constant(params.scale, f"{root}:scale")
+            zero = params.zero_point.astype(params.spec.storage.dtype)
+            self.numbers[root] = (scale, self.rewriter.constant(zero, f"{root}:zero_point"))
+        return self.numbers[root]
+
+    def _store(self, group: Group, value: ir.Value) -> None:
+        """Follow a group's result by QuantizeLinear and hand every reader a DequantizeLinear of it."""
+        name = str(value.name)
+        if group.activation is not None:
+            self._drop_activation(group, name)
+        source = group.nodes[-1].outputs[value.index() or 0] if group.activation is None else value
+        produced = self._live_result(group, source)
+        node = produced.producer()
+        assert node is not None
+        scale, zero = self._numbers(name)
+        quantized = self.rewriter.node(
+            "QuantizeLinear", [produced, scale, zero], after=node, origin=group.nodes,
+            name=f"{group.name}/QuantizeLinear", outputs=[f"{name}:q"],
+        )
+        q = quantized.outputs[0]
+        q.dtype, q.shape = zero.dtype, produced.shape
+        dq = self.rewriter.node(
+            "DequantizeLinear", [q, scale, zero], after=quantized, origin=group.nodes,
+            name=f"{group.name}:dequantize", outputs=[f"{name}:dq"],
+        )
+        dq.outputs[0].dtype, dq.outputs[0].shape = produced.dtype, produced.shape
+        self.rewriter.replace(produced, dq.outputs[0])
+        self.rewriter.set_input(quantized, 0, produced)
+        self.stored[name] = q
+        self.shared[(name, dq.graph)] = dq.outputs[0]  # type: ignore[index]  # a placed node has a graph
+
+    def _live_result(self, group: Group, value: ir.Value) -> ir.Value:
+        """Return the value that leaves the group now: its activation may have been removed."""
+        if group.activation is not None and group.activation.graph is None:
+            return (group.bias or group.root).outputs[0]
+        return value
+
+    def _drop_activation(self, group: Group, name: str) -> None:
+        assert group.activation is not None
+        params = self.params(name)
+        storage = params.spec.storage
+        low = float((storage.qmin - int(params.zero_point)) * np.float64(params.scale))
+        high = float((storage.qmax - int(params.zero_point)) * np.float64(params.scale))
+        least, most = activation_bounds(group.activation)
+        step = float(params.scale)
+        if low < least - 0.01 * step or high > most + 0.5 * step:
+            self.state.remark(
+                self.pass_name, group.activation, "activation-not-redundant",
+                f"the quantized range [{low:g}, {high:g}] passes values that {group.activation.op_type} would not",
+            )
+            return
+        source = group.activation.inputs[0]
+        assert source is not None
+        self.rewriter.replace(group.activation.outputs[0], source)
+        self.rewriter.erase(group.activation)
+
+    def _read(self, group: Group, value: ir.Value, dynamic: bool) -> None:
+        """Let a group read a value through Q/DQ of its own."""
+        name = self._original_name(value)
+        if dynamic:
+            q, scale, zero = self._dynamic_quantized(group, value, name)
+        else:
+            scale, zero = self._numbers(name)
+            q = self.stored.get(name) or self._quantized(group, value, name)
+        dq = self.rewriter.node(
+            "DequantizeLinear", [q, scale, zero], before=group.root, origin=[group.root],
+            name=f"{group.name}/DequantizeLinear", outputs=[f"{group.name}/{name}:dq"],
+        ).outputs[0]
+        dq.dtype, dq.shape = ir.DataType.FLOAT, value.shape
+        for index in group.data_indices:
+            if group.root.inputs[index] is value:
+                self.rewriter.set_input(group.root, index, dq)
+
+    def _original_name(self, value: ir.Value) -> str:
+        """Return the plan's name of a value that may by now be read through the shared DequantizeLinear."""
+        for (name, _), dq in self.shared.items():
+            if dq is value:
+                return name
+        return str(value.name)
+
+    def _quantized(self, group: Group, value: ir.Value, name: str) -> ir.Value:
+        """Return the QuantizeLinear of a float value, one for each graph that needs it."""
+        key = (f"{name}:q", group.root.graph)
+        if key not in self.shared:
+            scale, zero = self._numbers(name)
+            place = self._place(group, value)
+            node = self.rewriter.node(
+                "QuantizeLinear", [value, scale, zero], before=place[0], after=place[1], origin=[group.root],
+                name=f"{name}/QuantizeLinear", outputs=[f"{name}:q"],
+            )
+            node.outputs[0].dtype, node.outputs[0].shape = zero.dtype, value.shape
+            self.shared[key] = node.outputs[0]  # type: ignore[index]
+        return self.shared[key]  # type: ignore[index]
+
+    def _dynamic_quantized(self, group: Group, value: ir.Value, name: str) -> tuple[ir.Value, ir.Value, ir.Value]:
+        key = (name + DYNAMIC_SUFFIX, group.root.graph)
+        if key not in self.shared:
+            place = self._place(group, value)
+            node = self.rewriter.node(
+                "DynamicQuantizeLinear", [value], before=place[0], after=place[1], origin=[group.root],
+                name=f"{name}/DynamicQuantizeLinear", outputs=[f"{name}:dyn_q", f"{name}:dyn_scale", f"{name}:dyn_zp"],
+            )
+            q, scale, zero = node.outputs
+            q.dtype, q.shape = ir.DataType.UINT8, value.shape
+            scale.dtype, scale.shape = ir.DataType.FLOAT, ir.Shape(())
+            zero.dtype, zero.shape = ir.DataType.UINT8, ir.Shape(())
+            self.shared[key] = q  # type: ignore[index]
+        node = self.shared[key].producer()  # type: ignore[index,assignment]
+        return node.outputs[0], node.outputs[1], node.outputs[2]
+
+    def _place(self, group: Group, value: ir.Value) -> tuple[ir.Node | None, ir.Node | None]:
+        """Return (before, after): right behind the producer, or in front of the first node of the group's graph."""
+        producer, graph = value.producer(), group.root.graph
+        assert isinstance(graph, ir.Graph)
+        if producer is not None and producer.graph is graph:
+            return None, producer
+        return next(iter(graph)), None
+
+    # ---- constants --------------------------------------------------------------------------------------------
+
+    def _constants(self, group: Group) -> None:
+        root, row = group.root, group.row
+        keys = [(i, use_point(group.name, i)) for i in range(len(root.inputs))]
+        weights = [(i, key) for i, key in keys if key in self.plan.points and i != row.bias]
+        for index, key in weights:
+            value = root.inputs[index]
+            array = const_array(value)
+            assert value is not None and array is not None
+            params = weight_params(array, self.plan.points[key].spec)
+            bias_key = use_point(group.name, row.bias) if row.bias > 0 else ""
+            if bias_key in self.plan.points:
+                params = self._with_bias(group, array, params, bias_key)
+            self._dequantized_constant(group, index, value, array, params)
+
+    def _with_bias(self, group: Group, weight: Array, params: QuantParams, key: str) -> QuantParams:
+        """Quantize the bias in units of x scale times w scale, raising weight scales where it would overflow."""
+        root, row = group.root, group.row
+        value = root.inputs[row.bias]
+        bias = const_array(value)
+        assert value is not None and bias is not None
+        x = self.params(self.plan.points[key].source.points[0])
+        axis = params.spec.axis
+        rest = tuple(i for i in range(weight.ndim) if i != axis)
+        empty = ~np.any(weight, axis=rest) if axis is not None else np.zeros((), np.bool_)
+        flat = bias.reshape(-1).astype(np.float32)
+        params = fit_bias(params, float(x.scale), flat, empty)
+        scale = bias_scale(x, params)
+        q = quantize_bias(flat, scale)
+        name = str(value.name)
+        inputs = [
+            self.rewriter.constant(q, f"{name}:q"),
+            self.rewriter.constant(scale, f"{name}:scale"),
+            self.rewriter.constant(np.zeros(scale.shape, np.int32), f"{name}:zero_point"),
+        ]
+        self._dequantize_into(group, row.bias, inputs, 0 if scale.ndim else None, value)
+        return params
+
+    def _dequantized_constant(
+        self, group: Group, index: int, value: ir.Value, array: Array, params: QuantParams
+    ) -> None:
+        name = str(value.name)
+        key = (name, repr((params.spec, params.scale.tobytes())))
+        if key not in self.weights:
+            storage = params.spec.storage
+            q = quantize(array, params).astype(storage.dtype)
+            zero = params.zero_point.astype(storage.dtype)
+            self.weights[key] = (
+                self.rewriter.constant(q, f"{name}:q"),
+                self.rewriter.constant(params.scale, f"{name}:scale"),
+                self.rewriter.constant(zero, f"{name}:zero_point"),
+            )
+        self._dequantize_into(group, index, list(self.weights[key]), params.spec.axis, value)
+
+    def _dequantize_into(
+        self, group: Group, index: int, inputs: list[ir.Value], axis: int | None, value: ir.Value
+    ) -> None:
+        dq = self.rewriter.node(
+            "DequantizeLinear", inputs, before=group.root, origin=";".join(origins(group.root)) or group.name,
+            name=f"{group.name}/DequantizeLinear_{index}", outputs=[f"{value.name}:dq"],
+            attributes={} if axis is None else {"axis": axis},
+        ).outputs[0]
+        dq.dtype, dq.shape = ir.DataType.FLOAT, value.shape
+        self.rewriter.set_input(group.root, index, dq)
+        if not value.uses() and value.is_initializer() and not value.is_graph_output() and value.graph is not None:
+            del value.graph.initializers[str(value.name)]

@@ -1,0 +1,198 @@
+"""ONNX Runtime's integer operators, one emitter each: fused call in, operator out.
+
+An emitter returns the replacement of each of the call's outputs, or None if this form has no such operator.
+Input orders are those of the contrib operator documentation (com.microsoft) and of ONNX (QLinearConv, QLinearMatMul).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.ir.graph import const_array, is_op
+from qcompiler.ir.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class Emission:
+    """One call to lower.
+
+    Attributes:
+        rewriter: inserts the operator in front of the call.
+        call: the fused call.
+        function: its body.
+        roles: the call's inputs by role.
+    """
+
+    rewriter: Rewriter
+    call: ir.Node
+    function: ir.Function
+    roles: Mapping[str, ir.Value]
+
+    def get(self, role: str) -> ir.Value | None:
+        """Return the input of a role, or None if this call has none."""
+        return self.roles.get(role)
+
+    @property
+    def root(self) -> ir.Node:
+        """Return the body's computing node."""
+        kind = self.function.metadata_props["qcompiler.root"]
+        return next(n for n in self.function if n.op_type == kind)
+
+    @property
+    def quantized_output(self) -> bool:
+        """Return whether the call ends in a QuantizeLinear."""
+        return any(is_op(n, "QuantizeLinear") for n in self.function)
+
+    @property
+    def activation(self) -> bool:
+        """Return whether a Relu or Clip is left inside, which no integer operator carries."""
+        return any(is_op(n, "Relu", "Clip") for n in self.function)
+
+    def emit(
+        self, op_type: str, inputs: Sequence[ir.Value | None], domain: str = "", attributes: Mapping[str, Any] | None = None
+    ) -> tuple[ir.Value, ...]:
+        """Insert the operator under the group's name and return its outputs."""
+        group = self.call.name or op_type
+        made = self.rewriter.node(
+            op_type, inputs, before=self.call, origin=[self.call], name=f"{group}:node", domain=domain,
+            attributes=attributes, outputs=len(self.call.outputs),
+        )
+        self.call.name = self.rewriter.unique(f"{group}:was")
+        made.name = group
+        for new, old in zip(made.outputs, self.call.outputs, strict=True):
+            new.type, new.shape = old.type, old.shape
+        return tuple(made.outputs)
+
+    def root_attributes(self) -> dict[str, Any]:
+        """Return the root's attributes as attribute objects by name."""
+        return {a.name: a for a in self.root.attributes.values()}
+
+
+Emitter = Callable[[Emission], tuple[ir.Value, ...] | None]
+_MS = "com.microsoft"
+
+
+def _nine(e: Emission, op_type: str, domain: str, attributes: Mapping[str, Any] | None = None, *more: ir.Value | None) -> tuple[ir.Value, ...] | None:
+    """Emit an operator with the usual eight inputs: x, scale, zero point, w, scale, zero point, y scale, zero point."""
+    if not e.quantized_output or e.activation:
+        return None
+    order = ("x", "xs", "xz", "w", "ws", "wz", "ys", "yz")
+    return e.emit(op_type, [*(e.get(r) for r in order), *more], domain, attributes)
+
+
+def qlinear_conv(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit QLinearConv (ONNX)."""
+    return _nine(e, "QLinearConv", "", e.root_attributes(), *([e.roles["b"]] if "b" in e.roles else []))
+
+
+def qlinear_matmul(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit QLinearMatMul (ONNX); with a float output MatMulIntegerToFloat."""
+    return _nine(e, "QLinearMatMul", "") if e.quantized_output else matmul_integer_to_float(e)
+
+
+def qgemm(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit QGemm: a, scale, zero point, b, scale, zero point, int32 bias, y scale, y zero point."""
+    if not e.quantized_output:
+        return matmul_integer_to_float(e)
+    if e.activation:
+        return None
+    order = ("x", "xs", "xz", "w", "ws", "wz", "b", "ys", "yz")
+    keep = {k: v for k, v in e.root_attributes().items() if k in ("alpha", "transA", "transB")}
+    return e.emit("QGemm", [e.get(r) for r in order], _MS, keep)
+
+
+def matmul_integer_to_float(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit MatMulIntegerToFloat: a, b, a scale, b scale, a zero point, b zero point, float bias [N]."""
+    bias = e.get("b")
+    if e.quantized_output or e.activation or "bs" in e.roles:
+        return None
+    if bias is not None:
+        array = const_array(bias)
+        if array is None:
+            return None
+        if array.ndim != 1:
+            bias = e.rewriter.constant(array.reshape(-1), f"{bias.name}:flat")
+    order = ("x", "w", "xs", "ws", "xz", "wz")
+    inputs = [*(e.get(r) for r in order), *([bias] if bias is not None else [])]
+    return e.emit("MatMulIntegerToFloat", inputs, _MS)
+
+
+def qlinear_binary(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit QLinearAdd or QLinearMul: a, scale, zero point, b, scale, zero point, y scale, y zero point."""
+    return _nine(e, f"QLinear{e.root.op_type}", _MS)
+
+
+def qlinear_concat(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit QLinearConcat: y scale, y zero point, then (x, scale, zero point) per input."""
+    parts: list[ir.Value | None] = []
+    for index in range(len(e.root.inputs)):
+        parts += [e.get(f"part.{index}.{role}") for role in ("x", "xs", "xz")]
+    return e.emit("QLinearConcat", [e.get("ys"), e.get("yz"), *parts], _MS, e.root_attributes())
+
+
+def qlinear_unary(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit QLinearSigmoid, QLinearLeakyRelu, QLinearAveragePool, QLinearGlobalAveragePool."""
+    attributes = dict(e.root_attributes())
+    attributes.pop("dilations", None)
+    return e.emit(f"QLinear{e.root.op_type}", [e.get(r) for r in ("x", "xs", "xz", "ys", "yz")], _MS, attributes)
+
+
+def move_integers(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit the operator itself on integers; parameters in and out must be the same values."""
+    if e.get("xs") is not e.get("ys") or e.get("xz") is not e.get("yz"):
+        return None
+    others = [e.roles[f"other.{i}"] for i in range(len(e.roles)) if f"other.{i}" in e.roles]
+    return e.emit(e.root.op_type, [e.get("x"), *others], "", e.root_attributes())
+
+
+def dynamic_quantize_lstm(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit DynamicQuantizeLSTM; it takes W and R transposed, [directions, inputs, 4 x hidden]."""
+    w, r = const_array(e.roles["w"]), const_array(e.roles["r"])
+    if w is None or r is None:
+        return None
+    scales = []
+    for role in ("w", "r"):
+        scale, zero = const_array(e.roles[role + "s"]), const_array(e.roles[role + "z"])
+        assert scale is not None and zero is not None
+        count = w.shape[0]
+        name = str(e.roles[role].name)
+        scales.append(e.rewriter.constant(np.broadcast_to(scale.reshape(-1), (count,)).copy(), f"{name}:lstm_scale"))
+        scales.append(e.rewriter.constant(np.broadcast_to(zero.reshape(-1), (count,)).copy(), f"{name}:lstm_zp"))
+    weights = [
+        e.rewriter.constant(np.ascontiguousarray(a.transpose(0, 2, 1)), f"{e.roles[k].name}:t")
+        for k, a in (("w", w), ("r", r))
+    ]
+    # Inputs: X, W, R, B, sequence_lens, initial_h, initial_c, P, then scales and zero points of W and R.
+    rest: list[ir.Value | None] = []
+    names = list(e.function.inputs)
+    for value in e.root.inputs[3:8]:
+        rest.append(None if value is None else e.call.inputs[names.index(value)])
+    rest += [None] * (5 - len(rest))
+    keep = {k: v for k, v in e.root_attributes().items() if k != "layout"}
+    return e.emit("DynamicQuantizeLSTM", [e.get("x"), *weights, *rest, *scales], _MS, keep)
+
+
+EMITTERS: Mapping[str, Emitter] = {
+    "Conv": qlinear_conv,
+    "MatMul": qlinear_matmul,
+    "Gemm": qgemm,
+    "Add": qlinear_binary,
+    "Mul": qlinear_binary,
+    "Concat": qlinear_concat,
+    "MatMulIntegerToFloat": matmul_integer_to_float,
+    "DynamicQuantizeLSTM": dynamic_quantize_lstm,
+    "LSTM": dynamic_quantize_lstm,
+} | {
+    kind: qlinear_unary for kind in ("AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
+} | {
+    kind: move_integers
+    for kind in (
+        "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand", "Tile", "DepthToSpace",
+        "MaxPool", "Resize",
+    )
+}  # fmt: skip

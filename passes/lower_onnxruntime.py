@@ -1,0 +1,117 @@
+"""lower-onnxruntime: replace fused calls by what ONNX Runtime runs on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.errors import PassError
+from qcompiler.ir.graph import all_graphs, const_array, is_op
+from qcompiler.ir.phase import Phase
+from qcompiler.ir.rewriter import Rewriter
+from qcompiler.passes.integer_operators import EMITTERS, Emission
+from qcompiler.patterns.outline import DOMAIN, ROOT, roles_of
+from qcompiler.pipeline.base import Pass
+from qcompiler.pipeline.contract import Contract, WithinStep
+from qcompiler.pipeline.state import CompileState
+
+
+@dataclass(frozen=True)
+class LowerOnnxruntime(Pass):
+    """Inline fused calls as Q/DQ that ONNX Runtime fuses itself, or emit its integer operator directly.
+
+    Options:
+        emit: ``auto`` follows the target's table and the plan; ``qdq`` keeps Q/DQ everywhere; ``qoperator`` emits
+            integer operators wherever there is one.
+    """
+
+    needs = Phase.FUSED
+    gives = Phase.LOWERED
+    numerics: ClassVar[Contract] = WithinStep(1)
+    emit: str = "auto"
+
+    def run(self, state: CompileState) -> int:
+        """Lower every call and return the number of changes."""
+        if self.emit not in ("auto", "qdq", "qoperator"):
+            raise PassError(f"emit is {self.emit!r}; expected auto, qdq or qoperator")
+        rewriter = Rewriter(state.model)
+        for graph in list(all_graphs(state.model)):
+            for node in list(graph):
+                if node.domain == DOMAIN:
+                    self._lower(state, rewriter, node)
+        state.model.functions.clear()
+        for graph in all_graphs(state.model):
+            graph.opset_imports.pop(DOMAIN, None)
+        if any(n.domain == "com.microsoft" for g in all_graphs(state.model) for n in g):
+            state.model.graph.opset_imports["com.microsoft"] = 1
+        return rewriter.changes
+
+    def _lower(self, state: CompileState, rewriter: Rewriter, call: ir.Node) -> None:
+        function = state.model.functions[call.op_identifier()]
+        emitter = self._emitter(state, function, call)
+        if emitter is not None:
+            made = emitter(Emission(rewriter, call, function, roles_of(function, call)))
+            if made is not None:
+                for old, new in zip(call.outputs, made, strict=True):
+                    if old.uses() or old.is_graph_output():
+                        rewriter.replace(old, new)
+                rewriter.erase(call)
+                return
+            state.remark(self.name(), call, "no-integer-operator", "this form of the group has no operator; kept as Q/DQ")
+        inline(rewriter, call, function)
+
+    def _emitter(
+        self, state: CompileState, function: ir.Function, call: ir.Node
+    ) -> Callable[[Emission], tuple[ir.Value, ...] | None] | None:
+        kind = function.metadata_props[ROOT]
+        row = state.target.row(kind)
+        form = state.plan.form(call.name or "")
+        quantized_output = any(is_op(n, "QuantizeLinear") for n in function)
+        named = row.emit.get(form) if row is not None else None
+        if named is None and row is not None and not quantized_output and kind in ("MatMul", "Gemm"):
+            named = row.emit.get("static-float")
+        forced = self.emit == "qoperator" or state.plan.engine_forms.get(f"emit:{call.name}") == "qoperator"
+        if self.emit == "qdq":
+            return None
+        if named is not None and not quantized_output:
+            return EMITTERS[named]
+        return EMITTERS.get(kind) if forced else None
+
+
+def inline(rewriter: Rewriter, call: ir.Node, function: ir.Function) -> None:
+    """Replace a call by its body; the root keeps the call's name, the other nodes extend it."""
+    mapping: dict[ir.Value, ir.Value | None] = dict(zip(function.inputs, call.inputs, strict=True))
+    group = call.name or ""
+    kind = function.metadata_props[ROOT]
+    for node in function:
+        name = f"{group}/{node.op_type}" if node.op_type != kind else f"{group}:node"
+        made = rewriter.node(
+            node.op_type,
+            [None if v is None else mapping[v] for v in node.inputs],
+            before=call,
+            origin=[call],
+            name=name,
+            domain=node.domain,
+            outputs=len(node.outputs),
+        )
+        for attribute in node.attributes.values():
+            made.attributes[attribute.name] = attribute
+        for old, new in zip(node.outputs, made.outputs, strict=True):
+            mapping[old] = new
+            if not old.name:
+                new.name = ""
+        if node.op_type == kind:
+            call.name = rewriter.unique(f"{group}:was")
+            made.name = group
+    for old, inner in zip(call.outputs, function.outputs, strict=True):
+        new = mapping[inner]
+        assert new is not None
+        new.type, new.shape = old.type, old.shape
+        rewriter.replace(old, new)
+    rewriter.erase(call)
+
+

@@ -1,0 +1,183 @@
+"""ONNX Runtime on CPU: load, run, profile, and read back what it made of a model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from qcompiler.engine import Array, EngineOptions, Feeds, ModelLike, NodeCost, Profile, TensorInfo
+from qcompiler.errors import CalibrationError, ModelError
+
+_PROVIDERS = ("CPUExecutionProvider",)
+_LEVELS = {True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL, False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL}
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+_PROTOBUF_LIMIT = 1_900_000_000
+
+_DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+} | {f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+def _dtype(text: str) -> np.dtype[Any]:
+    if text == "tensor(bfloat16)":
+        return ir.DataType.BFLOAT16.numpy()
+    return np.dtype(_DTYPES.get(text, np.object_))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@dataclass(frozen=True)
+class OrtRunner:
+    """A model loaded by ONNX Runtime on the CPU provider."""
+
+    session: ort.InferenceSession
+
+    @cached_property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """Return the inputs that a caller feeds."""
+        return tuple(TensorInfo(i.name, _dtype(i.type), tuple(i.shape)) for i in self.session.get_inputs())
+
+    @cached_property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """Return the outputs in the model's order."""
+        return tuple(TensorInfo(o.name, _dtype(o.type), tuple(o.shape)) for o in self.session.get_outputs())
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once and return the named outputs.
+
+        Raises:
+            CalibrationError: a feed does not fit the model; the text is the engine's.
+        """
+        names = list(outputs) if outputs is not None else [o.name for o in self.outputs]
+        try:
+            if any(i.dtype == ir.DataType.BFLOAT16.numpy() for i in self.inputs):
+                return self._run_ort_values(feeds, names)
+            results = self.session.run(names, dict(feeds))
+        except Exception as error:  # the binding raises a dozen unrelated types
+            raise CalibrationError(f"onnxruntime could not run the model on this feed: {_first_line(error)}") from error
+        return dict(zip(names, results, strict=True))
+
+    def _run_ort_values(self, feeds: Feeds, names: list[str]) -> dict[str, Array]:
+        """Run through OrtValue, the only way in for bfloat16."""
+        values = {
+            k: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(v, int(ir.DataType.BFLOAT16))
+            if v.dtype == ir.DataType.BFLOAT16.numpy()
+            else ort.OrtValue.ortvalue_from_numpy(v)
+            for k, v in feeds.items()
+        }
+        results = self.session.run_with_ort_values(names, values)
+        return {n: r.numpy() for n, r in zip(names, results, strict=True)}
+
+
+class OrtEngine:
+    """ONNX Runtime's CPU execution provider as an `qcompiler.engine.Engine`."""
+
+    name = "onnxruntime"
+
+    @property
+    def version(self) -> str:
+        """Return the version of the installed ONNX Runtime."""
+        return str(ort.__version__)
+
+    def load(self, model: ModelLike, options: EngineOptions = EngineOptions()) -> OrtRunner:
+        """Load a model on the CPU provider.
+
+        Raises:
+            ModelError: ONNX Runtime refuses the model.
+        """
+        return OrtRunner(self._session(model, _session_options(options)))
+
+    def _session(self, model: ModelLike, options: ort.SessionOptions) -> ort.InferenceSession:
+        with _loadable(model) as source:
+            try:
+                return ort.InferenceSession(source, options, providers=list(_PROVIDERS))
+            except Exception as error:  # the binding raises a dozen unrelated types
+                raise ModelError(f"onnxruntime {self.version} refuses the model: {_first_line(error)}") from error
+
+    def profile(self, model: ModelLike, feeds: Feeds, options: EngineOptions, rounds: int) -> Profile:
+        """Run ``rounds`` times under ONNX Runtime's profiler.
+
+        The time of a node is the minimum over rounds, which on a shared machine is the steadiest figure; control flow
+        is left out because its time contains that of its body.
+        """
+        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+            settings = _session_options(options)
+            settings.enable_profiling = True
+            settings.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._session(model, settings)
+            for _ in range(rounds):
+                session.run(None, dict(feeds))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return Profile(tuple(_node_costs(events, rounds)))
+
+    def optimized_graph(self, model: ModelLike, options: EngineOptions = EngineOptions()) -> ir.Model:
+        """Return the graph after all of ONNX Runtime's own optimizations for this processor."""
+        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+            path = Path(folder) / "optimized.onnx"
+            settings = _session_options(options)
+            settings.optimized_model_filepath = str(path)
+            settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+            settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+            self._session(model, settings)
+            # The weights vanish with the folder: the read-back graph is for structure, not for numbers.
+            return ir.from_proto(onnx.load(path, load_external_data=False))
+
+
+def _session_options(options: EngineOptions) -> ort.SessionOptions:
+    made = ort.SessionOptions()
+    made.intra_op_num_threads = options.threads
+    made.inter_op_num_threads = 1
+    made.log_severity_level = 4
+    made.graph_optimization_level = _LEVELS[options.optimize]
+    return made
+
+
+@contextmanager
+def _loadable(model: ModelLike) -> Iterator[bytes | str]:
+    """Give what InferenceSession takes: bytes or a path (models too large for one protobuf go through a file)."""
+    if isinstance(model, bytes):
+        yield model
+    elif isinstance(model, str | Path):
+        yield str(model)
+    else:
+        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        if size < _PROTOBUF_LIMIT:
+            yield ir.to_proto(model).SerializeToString()
+            return
+        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+            path = Path(folder) / "model.onnx"
+            ir.save(model, path, external_data="model.onnx.data")
+            yield str(path)
+
+
+def _node_costs(events: list[dict[str, Any]], rounds: int) -> Iterator[NodeCost]:
+    durations: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
+            durations[key].append(float(event["dur"]))
+    for (name, op_type), times in durations.items():
+        if op_type in _CONTROL_FLOW:
+            continue
+        per_run = max(1, round(len(times) / rounds))
+        runs = [sum(times[i : i + per_run]) for i in range(0, len(times) - per_run + 1, per_run)]
+        yield NodeCost(name, op_type, min(runs))

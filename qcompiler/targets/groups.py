@@ -1,0 +1,265 @@
+"""Fusion groups: the units of choice, found in a canonical FLOAT graph by a target's table.
+
+A group is a root operator and what an integer kernel absorbs with it: the bias Add behind a MatMul, the Relu or Clip
+in front of a quantized output. Its name is the root node's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.ir.graph import (
+    all_graphs,
+    attr_float,
+    attr_int,
+    attr_str,
+    const_array,
+    consumers,
+    is_const,
+    is_op,
+    rank_of,
+    scalar,
+    shape_of,
+    single_consumer,
+)
+from qcompiler.quant.plan import Form
+from qcompiler.targets.target import OpRow, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One fusion group.
+
+    Attributes:
+        root: the node that computes.
+        row: its capability row.
+        bias: the Add behind a MatMul that carries a constant bias per column, if any.
+        activation: the Relu or Clip behind it that a quantized output absorbs, if any.
+        refusals: form to the reason code and sentence why this group cannot have it.
+        legal: forms that this group can have besides float.
+    """
+
+    root: ir.Node
+    row: OpRow
+    bias: ir.Node | None
+    activation: ir.Node | None
+    legal: tuple[Form, ...]
+    refusals: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the root's name, which identifies the group in plans and decisions."""
+        assert self.root.name is not None
+        return self.root.name
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """Return the root and what it absorbs, in program order."""
+        return tuple(n for n in (self.root, self.bias, self.activation) if n is not None)
+
+    @property
+    def data(self) -> tuple[ir.Value, ...]:
+        """Return the activations (not constants) that an integer form reads quantized, each once."""
+        found = (self.root.inputs[i] for i in self.data_indices)
+        return tuple(dict.fromkeys(v for v in found if v is not None and not is_const(v)))
+
+    @property
+    def data_indices(self) -> tuple[int, ...]:
+        """Return the input positions that hold quantized data, constants included."""
+        indices = self.row.data or tuple(range(len(self.root.inputs)))
+        return tuple(i for i in indices if i < len(self.root.inputs) and self.root.inputs[i] is not None)
+
+    @property
+    def results(self) -> tuple[ir.Value, ...]:
+        """Return the values that leave the group when all of it is fused (the output after bias and activation)."""
+        last = self.nodes[-1]
+        return tuple(v for v in last.outputs if v.name)
+
+    @property
+    def float_result(self) -> ir.Value:
+        """Return the value that leaves a form with float output (the activation stays outside)."""
+        return (self.bias or self.root).outputs[0]
+
+
+def find_groups(model: ir.Model, target: Target) -> tuple[Group, ...]:
+    """Return every group of the target in the model, in program order; Loop and Scan bodies are left alone."""
+    return tuple(group for graph in quantizable_graphs(model) for group in _groups_of(graph, target))
+
+
+def quantizable_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph and the bodies of If nodes outside Loop and Scan."""
+    barred: set[ir.Graph] = set()
+    for graph in all_graphs(model):
+        if graph in barred:
+            for node in graph:
+                barred.update(_bodies(node))
+            continue
+        yield graph
+        for node in graph:
+            if node.op_type in ("Loop", "Scan", "SequenceMap"):
+                barred.update(_bodies(node))
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+
+
+def _groups_of(graph: ir.Graph, target: Target) -> Iterator[Group]:
+    taken: set[ir.Node] = set()
+    for node in graph:
+        row = target.row(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if row is None or node in taken:
+            continue
+        bias = _bias_add(node) if node.op_type == "MatMul" else None
+        activation = _activation((bias or node).outputs[0], target) if row.kind == "weighted" else None
+        if row.kind == "arithmetic" and node.op_type == "Add":
+            activation = _activation(node.outputs[0], target)
+        refusals = tuple(_refusals(node, row, target))
+        barred = {form for form, _, _ in refusals}
+        legal: tuple[Form, ...] = tuple(f for f in _forms(row) if f not in barred)
+        group = Group(node, row, bias, activation, legal, refusals)
+        taken.update(group.nodes)
+        yield group
+
+
+def _forms(row: OpRow) -> tuple[Form, ...]:
+    return row.forms  # type: ignore[return-value]  # the schema's strings are the forms
+
+
+def _bias_add(node: ir.Node) -> ir.Node | None:
+    """Return the Add that puts a constant per column behind a MatMul, if it is all that reads the product."""
+    add = single_consumer(node.outputs[0])
+    if add is None or not is_op(add, "Add") or add.graph is not node.graph:
+        return None
+    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    if not is_const(other):
+        return None
+    shape, weight = shape_of(other), shape_of(node.inputs[1])
+    if shape is None or weight is None or len(weight) != 2 or not shape:
+        return None
+    rank = rank_of(node.outputs[0])
+    if rank is not None and len(shape) > rank:
+        return None
+    return add if shape[-1] == weight[-1] and all(d == 1 for d in shape[:-1]) else None
+
+
+def _activation(value: ir.Value, target: Target) -> ir.Node | None:
+    """Return the Relu or Clip that a quantized output makes redundant, if it is all that reads the value."""
+    node = single_consumer(value)
+    if node is None or node.op_type not in target.activations or node.graph is not value.producer().graph:  # type: ignore[union-attr]
+        return None
+    if node.op_type == "Clip":
+        low = scalar(node.inputs[1]) if len(node.inputs) > 1 else None
+        if low is None or low > 0:
+            return None
+        if len(node.inputs) > 2 and node.inputs[2] is not None and scalar(node.inputs[2]) is None:
+            return None
+    return node
+
+
+def _refusals(node: ir.Node, row: OpRow, target: Target) -> Iterator[tuple[str, str, str]]:
+    """Yield (form, reason code, sentence) for each form the table offers but this node cannot have."""
+    for form in row.forms:
+        reason = _refusal(node, row, form)
+        if reason is not None:
+            yield form, *reason
+
+
+def _refusal(node: ir.Node, row: OpRow, form: str) -> tuple[str, str] | None:
+    if any(v is not None and v.dtype not in (ir.DataType.FLOAT,) for v in node.outputs[:1]):
+        kind = node.outputs[0].dtype
+        return "not-float32", f"the output is {kind.name.lower() if kind else 'of unknown type'}; integer kernels need float32"
+    if row.kind == "weighted":
+        return _weighted_refusal(node, row)
+    if row.kind == "recurrent":
+        return _recurrent_refusal(node, row)
+    if node.op_type == "Resize":
+        return _resize_refusal(node)
+    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+        return "indices-used", "the indices output of MaxPool is read; the integer kernel has none"
+    if node.op_type == "Softmax":
+        return None
+    if not any(not is_const(v) for v in node.inputs if v is not None):
+        return "constant", "all inputs are constants"
+    if not row.constants and any(is_const(v) for v in node.inputs):
+        return "constant-input", f"{node.op_type} with a constant input has no integer form here"
+    return None
+
+
+def _weighted_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:
+    weight = node.inputs[row.weight] if row.weight < len(node.inputs) else None
+    if weight is None or not is_const(weight):
+        return "weight-not-constant", f"input {row.weight} is not a constant, so it cannot be quantized ahead of time"
+    if is_const(node.inputs[0]):
+        return "constant", "the data input is a constant"
+    shape = shape_of(weight)
+    assert shape is not None
+    if node.op_type in ("MatMul", "Gemm") and len(shape) != 2:
+        return "weight-rank", f"the weight has rank {len(shape)}; integer kernels take a matrix"
+    if node.op_type == "Gemm" and not _plain_gemm(node):
+        return "gemm-form", "alpha, beta or a transposition is left; canonicalize folds them where the inputs are constants"
+    if 0 < row.bias < len(node.inputs) and node.inputs[row.bias] is not None:
+        bias = node.inputs[row.bias]
+        columns = shape[-1] if node.op_type == "Gemm" else shape[0]
+        if not is_const(bias):
+            return "bias-not-constant", "the bias is not a constant"
+        array = const_array(bias)
+        if array is not None and (array.ndim == 0 or array.shape[-1] != columns or array.size != columns):
+            return "bias-shape", f"the bias has shape {array.shape}, not one number per output channel"
+    reduced = reduce_length(node)
+    if reduced is not None and reduced < row.min_reduce:
+        return "too-small", f"each output sums {reduced} products, below {row.min_reduce} integers cannot win"
+    return None
+
+
+def _plain_gemm(node: ir.Node) -> bool:
+    return (
+        attr_float(node, "alpha", 1.0) == 1.0
+        and attr_float(node, "beta", 1.0) == 1.0
+        and attr_int(node, "transA", 0) == 0
+        and attr_int(node, "transB", 0) == 0
+    )
+
+
+def _recurrent_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:
+    for index in (1, 2):
+        if not is_const(node.inputs[index]):
+            return "weight-not-constant", f"input {index} is not a constant, so it cannot be quantized ahead of time"
+    if attr_int(node, "layout", 0) != 0:
+        return "layout", "the integer kernel has layout 0 only"
+    if len(node.inputs) > 7 and node.inputs[7] is not None and not is_const(node.inputs[7]):
+        return "peephole", "the peephole weights are not constant"
+    return None
+
+
+def _resize_refusal(node: ir.Node) -> tuple[str, str] | None:
+    mode = attr_str(node, "mode", "nearest")
+    if mode != "nearest":
+        return "resize-mode", f"{mode} interpolation computes; only nearest selects integers"
+    if attr_str(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        return "resize-mode", "tf_crop_and_resize may write an extrapolation value"
+    return None
+
+
+def reduce_length(node: ir.Node) -> int | None:
+    """Return how many products one output element of Conv, MatMul or Gemm sums, or None if unknown."""
+    shape = shape_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if shape is None or not all(isinstance(d, int) for d in shape):
+        return None
+    sizes = [d for d in shape if isinstance(d, int)]
+    if node.op_type == "Conv":
+        return int(np.prod(sizes[1:]))
+    if node.op_type in ("MatMul", "Gemm") and len(sizes) >= 2:
+        return sizes[-2]
+    return None
+
+
+def reads_quantized(value: ir.Value, quantized: set[ir.Node]) -> bool:
+    """Return whether any reader of the value is in the set of nodes that run on integers."""
+    return any(node in quantized for node in consumers(value))
