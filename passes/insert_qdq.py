@@ -18,7 +18,7 @@ from qcompiler.pipeline.contract import Contract, Lossy
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.arithmetic import bias_scale, fit_bias, quantize, quantize_bias, weight_params
 from qcompiler.quant.plan import use_point
-from qcompiler.quant.spec import QuantParams, affine_params
+from qcompiler.quant.spec import QuantParams, affine_params, fixed_params
 from qcompiler.targets.groups import Group, find_groups
 from qcompiler.targets.placement import DYNAMIC_SUFFIX, activation_bounds, root_point
 
@@ -74,10 +74,7 @@ class _Inserter:
         point = self.plan.points[name]
         source = point.source
         if source.kind == "fixed":
-            one = len(source.scale) == 1
-            scale = np.asarray(source.scale, np.float32)
-            zero = np.asarray(source.zero_point, np.int64)
-            return QuantParams(point.spec, scale.reshape(()) if one else scale, zero.reshape(()) if one else zero)
+            return fixed_params(point.spec, point.source)
         if source.kind != "observed" or self.state.statistics is None:
             raise PassError(f"point {name} has no numbers: its source is {source.kind} and there are no statistics")
         low, high = self.state.statistics.range(name, source.estimator or "min-max")
@@ -215,7 +212,8 @@ class _Inserter:
             value = root.inputs[index]
             array = const_array(value)
             assert value is not None and array is not None
-            params = weight_params(array, self.plan.points[key].spec)
+            point = self.plan.points[key]
+            params = fixed_params(point.spec, point.source) if point.source.kind == "fixed" else weight_params(array, point.spec)
             bias_key = use_point(group.name, row.bias) if row.bias > 0 else ""
             if bias_key in self.plan.points:
                 params = self._with_bias(group, array, params, bias_key)

@@ -19,9 +19,9 @@ def name_of(value: Named) -> str:
     return value if isinstance(value, str) else value.name
 
 
-def where(name: str, check: Callable[[Match], str | None]) -> Clause:
-    """Make a clause of a function that returns None or a reason."""
-    return Clause(name, check)
+def where(name: str, check: Callable[[Match], str | None], structural: bool = False) -> Clause:
+    """Make a clause of a function that returns None or a reason, see `Clause`."""
+    return Clause(name, check, structural)
 
 
 def is_constant(*values: Named) -> Clause:

@@ -19,6 +19,7 @@ from qcompiler.patterns.operators import LOOPING
 
 REACH = 16
 """How many nodes downstream of a change are looked at again (patterns are less deep)."""
+_NO_MATCH = ("no-match", "a structural clause refused")
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,10 @@ class _Run:
         refusal: RuleRemark | None = None
         name = node.name or ""
         for found in find_matches(rule.match, node, self.opset):
-            self.report.tried[rule.name] += 1
             reason = self.refuse(rule, found)
+            if reason is _NO_MATCH:
+                continue
+            self.report.tried[rule.name] += 1
             if reason is None:
                 self.misses.pop((rule.name, name), None)
                 return found
@@ -176,6 +179,8 @@ class _Run:
         """Return why a match must not be rewritten, or None."""
         for clause in rule.where:
             reason = clause.check(found)
+            if reason is not None and clause.structural:
+                return _NO_MATCH
             if reason is not None:
                 code, _, text = reason.partition(": ")
                 return code, text or f"where {clause.name}"

@@ -208,11 +208,13 @@ def repeat(types: str | Sequence[str], inner: Pattern, name: str, at_least: int 
 class Clause:
     """A named, pure condition on a match.
 
-    ``check`` returns None, or why not: a kebab-case code, optionally followed by ``: `` and a sentence.
+    ``check`` returns None, or why not: a kebab-case code, optionally followed by ``: `` and a sentence. A structural
+    clause says what the pattern language cannot (an attribute's relation to a shape): its refusal is no near miss.
     """
 
     name: str
     check: Callable[[Match], str | None] = field(compare=False)
+    structural: bool = False
 
     def __str__(self) -> str:
         return self.name

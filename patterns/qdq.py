@@ -35,6 +35,7 @@ _GEMM_INT_BIAS = op("Gemm", dq("x"), dq("w"), maybe(dq("b")), name="root")
 _GEMM_FLOAT_BIAS = op("Gemm", dq("x"), dq("w"), maybe(const("b")), name="root")
 _OTHERS: Rest = rest("other")
 
+
 def _larger_group(m: Match) -> str | None:
     """Refuse where a bias or a quantization follows: the rule that includes it is to fire there."""
     reader = single_consumer(m.root.outputs[0])

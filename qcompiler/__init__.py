@@ -1,1 +1,62 @@
-"""qcompiler: a graph-level quantization compiler for ONNX."""
+"""qcompiler: a graph-level quantization compiler for ONNX.
+
+    import qcompiler
+    compiled = qcompiler.compile("model.onnx", calibration=feeds)
+    compiled.save("model.int8.onnx")
+    print(compiled.report.to_dict()["speedup"])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qcompiler.errors import (
+    BudgetError,
+    CalibrationError,
+    ModelError,
+    PassError,
+    QCompilerError,
+    TargetError,
+    VerifyError,
+)
+
+if TYPE_CHECKING:
+    from qcompiler.api import compile, load
+    from qcompiler.compiler import CompiledModel
+    from qcompiler.decisions import Decisions
+    from qcompiler.recipes.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "CalibrationError",
+    "CompiledModel",
+    "Decisions",
+    "ModelError",
+    "PassError",
+    "QCompilerError",
+    "Recipe",
+    "TargetError",
+    "VerifyError",
+    "compile",
+    "load",
+]
+
+# Engines load on first use: importing the package must not start ONNX Runtime.
+_LAZY = {
+    "compile": "qcompiler.api",
+    "load": "qcompiler.api",
+    "CompiledModel": "qcompiler.compiler",
+    "Decisions": "qcompiler.decisions",
+    "Recipe": "qcompiler.recipes.recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'qcompiler' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

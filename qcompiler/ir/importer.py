@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import defs
@@ -14,18 +13,16 @@ from onnx_ir.passes import PreconditionError
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from qcompiler.errors import ModelError
-from qcompiler.ir.graph import ORIGIN, all_graphs, all_nodes, attr_int, is_op, rank_of
+from qcompiler.ir.analysis import bodies
+from qcompiler.ir.constants import lift_constants
+from qcompiler.ir.convert import convert_opset
+from qcompiler.ir.graph import ORIGIN, all_nodes
 from qcompiler.ir.naming import make_names_unique
-from qcompiler.ir.opset import (
-    INTERNAL_OPSET,
-    convert_opset,
-    least_ir_version,
-    onnx_opset,
-    schema_of,
-    set_opset,
-)
-from qcompiler.ir.reader import own_tensor, read_model
+from qcompiler.ir.opset import least_ir_version
+from qcompiler.ir.reader import read_model
+from qcompiler.ir.schemas import INTERNAL_OPSET, NOTE, onnx_opset, schema_of
 from qcompiler.ir.shapes import fix_shapes, infer_shapes
+from qcompiler.ir.softmax import undo_softmax_expansion
 
 OWN_DOMAIN = "qcompiler"
 """Domain of fused operators; its functions are kept, all others are inlined."""
@@ -39,12 +36,12 @@ def import_model(
     """Read a model and bring it into the form that the passes work on.
 
     Initializers are no inputs, foreign functions are inlined, the operator set is `INTERNAL_OPSET` or newer (or the
-    model's own where a node has no conversion, noted in its metadata), tensor constants are initializers, types and shapes
-    are inferred, names are unique over the whole model, and every node carries its own name as origin.
+    model's own where a node has no conversion, noted in its metadata), tensor constants are initializers, types and
+    shapes are inferred, names are unique over the whole model, and every node carries its own name as origin.
 
     Args:
-        source: path, serialized model, protobuf or IR model; it is not modified. Weights in external files are mapped into
-            memory, not read.
+        source: path, serialized model, protobuf or IR model; it is not modified. Weights in external files are mapped
+            into memory, not read.
         shapes: input name to lengths, for inputs with open axes; -1 leaves an axis open.
 
     Raises:
@@ -58,7 +55,6 @@ def import_model(
     if onnx_opset(model) < INTERNAL_OPSET:
         infer_shapes(model, trust=False)
         convert_opset(model)
-        lift_constants(model)
     undo_softmax_expansion(model)
     finish(model)
     return model
@@ -131,12 +127,8 @@ def _is_sorted(graph: ir.Graph, seen: set[ir.Node]) -> bool:
             producer = value.producer() if value is not None else None
             if producer is not None and producer not in seen:
                 return False
-        for attribute in node.attributes.values():
-            single = attribute.type == ir.AttributeType.GRAPH
-            if single and not _is_sorted(attribute.as_graph(), seen):
-                return False
-            if attribute.type == ir.AttributeType.GRAPHS and not all(_is_sorted(g, seen) for g in attribute.as_graphs()):
-                return False
+        if not all(_is_sorted(body, seen) for body in bodies(node)):
+            return False
         seen.add(node)
     return True
 
@@ -177,114 +169,17 @@ def _align_opsets(model: ir.Model, functions: Sequence[ir.Function]) -> None:
             wanted[domain] = max(wanted.get(domain, 0), version)
     if onnx_opset(model) not in (0, wanted.get("", 0)):
         infer_shapes(model)
-        set_opset_of_graph(model, wanted[""])
+        _raise_opset(model, wanted[""], lift=True)
     for function in functions:
         if function.opset_imports.get("", wanted.get("")) != wanted.get(""):
             body = ir.Model(function.graph, ir_version=model.ir_version)
-            set_opset_of_graph(body, wanted[""])
+            _raise_opset(body, wanted[""], lift=False)
         for domain in function.opset_imports:
             function.opset_imports[domain] = wanted[domain]
     model.opset_imports.update(wanted)
 
 
-def set_opset_of_graph(model: ir.Model, version: int) -> None:
-    """Raise the operator set of a graph, its functions left alone.
-
-    Raises:
-        ModelError: a node prevents it.
-    """
-    convert_opset(model, version)
+def _raise_opset(model: ir.Model, version: int, *, lift: bool) -> None:
+    convert_opset(model, version, lift=lift)
     if onnx_opset(model) != version:
-        set_opset(model, version)
-
-
-def lift_constants(model: ir.Model) -> None:
-    """Turn Constant nodes into initializers of the graph that holds them, in place.
-
-    Sparse constants, and constants that are a graph's output, stay nodes.
-    """
-    for graph in all_graphs(model):
-        for node in list(graph):
-            if not is_op(node, "Constant") or node.outputs[0].is_graph_output():
-                continue
-            tensor = constant_tensor(node)
-            if tensor is not None:
-                _lift(graph, node, tensor)
-
-
-def _lift(graph: ir.Graph, node: ir.Node, tensor: ir.TensorProtocol) -> None:
-    output = node.outputs[0]
-    name = output.name or f"{node.name}:out0"
-    count = 1
-    while name in graph.initializers:
-        count += 1
-        name = f"{output.name}_{count}"
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=own_tensor(tensor, name)
-    )
-    output.replace_all_uses_with(value)
-    graph.remove(node, safe=True)
-    graph.register_initializer(value)
-
-
-def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """Return the tensor a Constant node stands for, or None (a sparse one, or a function's attribute)."""
-    if len(node.attributes) != 1:
-        return None
-    attribute = next(iter(node.attributes.values()))
-    if attribute.is_ref():
-        return None
-    if attribute.name == "value":
-        return attribute.as_tensor()
-    if attribute.name in ("value_int", "value_ints"):
-        return ir.Tensor(np.asarray(attribute.value, np.int64))
-    if attribute.name in ("value_float", "value_floats"):
-        return ir.Tensor(np.asarray(attribute.value, np.float32))
-    if attribute.name in ("value_string", "value_strings"):
-        texts = [attribute.value] if attribute.name == "value_string" else list(attribute.value)
-        array = np.array([t.encode() for t in texts], object)
-        return ir.StringTensor(array.reshape(()) if attribute.name == "value_string" else array)
-    return None
-
-
-def undo_softmax_expansion(model: ir.Model) -> None:
-    """Turn Reshape(Softmax(Flatten(x, axis=rank-1), axis=-1), Shape(x)) back into Softmax(x, axis=-1), in place.
-
-    ONNX's converter expands every Softmax, LogSoftmax and Hardmax of opset 12 and below so, also where the old meaning
-    (flatten to two axes) is the new one: flattening in front of the last axis.
-    """
-    for graph in all_graphs(model):
-        for node in list(graph):
-            if is_op(node, "Reshape") and node.graph is graph:
-                _undo_expansion(graph, node)
-
-
-def _undo_expansion(graph: ir.Graph, reshape: ir.Node) -> None:
-    middle, target = reshape.inputs[0], reshape.inputs[1]
-    soft = middle.producer() if middle is not None else None
-    shape = target.producer() if target is not None else None
-    if soft is None or shape is None or not is_op(soft, "Softmax", "LogSoftmax", "Hardmax") or not is_op(shape, "Shape"):
-        return
-    flat = soft.inputs[0].producer() if soft.inputs[0] is not None else None
-    if flat is None or not is_op(flat, "Flatten") or flat.inputs[0] is not shape.inputs[0] or shape.attributes:
-        return
-    rank = rank_of(flat.inputs[0])
-    axis = attr_int(flat, "axis", 1)
-    # A softmax over a flattened scalar axis set is the plain one only if nothing but the last axis is flattened.
-    if rank is None or rank == 0 or axis not in (rank - 1, -1) or attr_int(soft, "axis", -1) not in (1, -1):
-        return
-    only_here = all(
-        len(v.uses()) == 1 and not v.is_graph_output() for v in (flat.outputs[0], soft.outputs[0])
-    )
-    if not only_here or attr_int(reshape, "allowzero", 0) or len({n.graph for n in (flat, soft, shape, reshape)}) > 1:
-        return
-    soft.replace_input_with(0, flat.inputs[0])
-    soft.attributes["axis"] = ir.AttrInt64("axis", -1)
-    old, new = reshape.outputs[0], soft.outputs[0]
-    new.type, new.shape, name = old.type or new.type, old.shape, old.name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(reshape)
-    new.name = name
-    graph.remove(flat)
-    if not shape.outputs[0].uses() and not shape.outputs[0].is_graph_output():
-        graph.remove(shape)
+        raise ModelError(f"cannot bring the model and its functions to opset {version}: {model.metadata_props[NOTE]}")

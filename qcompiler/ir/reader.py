@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qcompiler.errors import ModelError
 from qcompiler.ir.graph import all_graphs
@@ -68,7 +71,8 @@ def _from_proto(proto: onnx.ModelProto, folder: str, label: str) -> ir.Model:
     if _has_sparse(proto.graph):
         raise ModelError(f"{label} has sparse initializers: store them dense first")
     try:
-        model = ir.serde.deserialize_model(proto)
+        with _quiet():
+            model = ir.serde.deserialize_model(proto)
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -77,6 +81,18 @@ def _from_proto(proto: onnx.ModelProto, folder: str, label: str) -> ir.Model:
     if folder:
         ir.external_data.set_base_dir(model.graph, folder)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnx-ir's warnings (inputs that nothing produces) off the terminal: import reports them as errors."""
+    logger = logging.getLogger("onnx_ir.serde")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _has_sparse(graph: onnx.GraphProto) -> bool:
@@ -107,7 +123,7 @@ def _own_tensors(model: ir.Model) -> None:
                 raise ModelError(f"initializer {value.name!r} has no contents")
             value.const_value = own_tensor(tensor, value.name)
             if value.shape is None:
-                value.shape = value.const_value.shape
+                value.shape = ir.Shape(value.const_value.shape.numpy())
             if value.type is None:
                 value.type = ir.TensorType(value.const_value.dtype)
 
@@ -132,7 +148,7 @@ def own_tensor(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol
             base_dir=tensor.base_dir,
         )
     if tensor.dtype == ir.DataType.STRING:
-        return ir.StringTensor(tensor.numpy(), shape=tensor.shape, name=name)
+        return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape.numpy()), name=name)
     if isinstance(tensor, ir.serde.TensorProtoTensor):
         try:
             return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
@@ -151,7 +167,8 @@ def _check_external(tensor: ir.ExternalTensor, name: str | None) -> None:
         size = os.path.getsize(tensor.path)
     except OSError as error:
         raise ModelError(
-            f"external data of {name!r} not found: {tensor.path} ({error.strerror}); keep the weights file beside the model"
+            f"external data of {name!r} not found: {tensor.path} ({error.strerror}); "
+            "keep the weights file beside the model"
         ) from error
     end = (tensor.offset or 0) + needed
     if size < end:

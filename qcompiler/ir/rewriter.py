@@ -46,7 +46,8 @@ class Rewriter:
         tensor = array if isinstance(array, ir.TensorProtocol) else ir.Tensor(np.asarray(array), name=unique)
         if tensor.name != unique:
             tensor.name = unique
-        value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        shape = ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
         (graph if graph is not None else self.model.graph).register_initializer(value)
         return value
 
@@ -89,7 +90,8 @@ class Rewriter:
         if tags:
             made.metadata_props[ORIGIN] = ";".join(tags)
         neighbour = before if before is not None else after
-        assert neighbour is not None and neighbour.graph is not None
+        assert neighbour is not None
+        assert neighbour.graph is not None
         if before is not None:
             neighbour.graph.insert_before(neighbour, made)
         else:
@@ -113,8 +115,8 @@ class Rewriter:
             assert anchor is not None
             copy = self.node("Identity", [new], before=anchor, origin=[anchor]).outputs[0]
             new = copy
-        if new.dtype is None:
-            new.dtype = old.dtype
+        if new.type is None:
+            new.type = old.type
         if new.shape is None:
             new.shape = old.shape
         name = old.name
@@ -150,5 +152,5 @@ class Rewriter:
             for value in captured:
                 if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                     graph = value.graph
-                    if graph is not None and value.name in graph.initializers:
+                    if graph is not None and value.name is not None and value.name in graph.initializers:
                         del graph.initializers[value.name]

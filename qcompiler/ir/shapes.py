@@ -51,7 +51,8 @@ def element_count(value: ir.Value | None, symbol: int | None = None) -> int | No
 def hollow_weights(model: ir.Model) -> Iterator[None]:
     """Take the contents of large initializers away for the time of the block; types and shapes stay.
 
-    ONNX's C++ tools take one serialized protobuf, which cannot exceed 2 GB, and read the contents of small tensors only.
+    ONNX's C++ tools take one serialized protobuf, which cannot exceed 2 GB, and read the contents of small tensors
+    only.
     """
     taken: list[tuple[ir.Value, ir.TensorProtocol]] = []
     try:

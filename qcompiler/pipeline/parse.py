@@ -263,9 +263,7 @@ def build_pass(cls: type[Pass], options: Iterable[tuple[str, _Raw]]) -> Pass:
         try:
             values[field.name] = _read(raw, kind)
         except ValueError:
-            raise PassError(
-                f"pass {name}: option {option} expects {type_text(kind)}, found {_raw_text(raw)}"
-            ) from None
+            raise PassError(f"pass {name}: option {option} expects {type_text(kind)}, found {_raw_text(raw)}") from None
     for option, (field, _) in known.items():
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise PassError(f"pass {name} needs option {option}; write {name}{{{option}=...}}")

@@ -115,6 +115,4 @@ class PassRegistry:
 def pass_info(cls: type[Pass]) -> PassInfo:
     """Describe one pass class."""
     doc = (inspect.getdoc(cls) or "").strip().splitlines()
-    return PassInfo(
-        cls.name(), doc[0] if doc else "", option_infos(cls), needed_phases(cls), cls.gives, cls.numerics
-    )
+    return PassInfo(cls.name(), doc[0] if doc else "", option_infos(cls), needed_phases(cls), cls.gives, cls.numerics)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from qcompiler.ir.graph import origins
 from qcompiler.ir.phase import Phase
-from qcompiler.quant.plan import QuantPlan
-from qcompiler.quant.spec import RangeSource
+from qcompiler.quant.plan import Form, QuantPlan
+from qcompiler.quant.spec import QuantSource, RangeSource
 from qcompiler.targets.target import Target
 
 
@@ -75,6 +75,10 @@ class CompileState:
         target: the capability table it is compiled for.
         plan: decisions; empty until plan-quantization.
         statistics: observed ranges, if calibration ran.
+        forms: forms that were decided outside (search, overrides, a decisions record), by group.
+        engine_forms: engine-specific rewrites that were decided outside, by name.
+        estimators: range estimator per group, where it is not the default.
+        imported: scales and zero points of an imported quantized model, by value name.
         remarks: why things were or were not done, in order.
         changes: the log that each rule application is entered in, if somebody wants to know or to limit them.
     """
@@ -84,6 +88,10 @@ class CompileState:
     phase: Phase = Phase.FLOAT
     plan: QuantPlan = field(default_factory=QuantPlan)
     statistics: RangeSource | None = None
+    forms: dict[str, Form] = field(default_factory=dict)
+    engine_forms: dict[str, str] = field(default_factory=dict)
+    estimators: dict[str, str] = field(default_factory=dict)
+    imported: dict[str, QuantSource] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     changes: ChangeLog | None = None
 
@@ -114,6 +122,12 @@ class CompileState:
 
     def clone(self) -> CompileState:
         """Return a state whose graph can be changed without touching this one (tensors are shared)."""
-        return CompileState(
-            self.model.clone(), self.target, self.phase, self.plan, self.statistics, list(self.remarks)
+        return replace(
+            self,
+            model=self.model.clone(),
+            forms=dict(self.forms),
+            engine_forms=dict(self.engine_forms),
+            estimators=dict(self.estimators),
+            imported=dict(self.imported),
+            remarks=list(self.remarks),
         )

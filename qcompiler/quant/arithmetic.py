@@ -37,13 +37,12 @@ def quantize(x: Array, params: QuantParams) -> Int:
     Returns:
         int64 array of x's shape, inside the format's range.
     """
-    storage = params.spec.storage
     scale = along(params.scale, x.ndim, params.spec.axis)
     zero = along(params.zero_point, x.ndim, params.spec.axis)
-    low = -storage.qmax if params.spec.narrow and storage.signed else storage.qmin
+    low, high = params.spec.limits
     # The quotient is taken in float32, as engines do: a float64 one rounds other ties.
     scaled = np.rint(x.astype(np.float32) / scale.astype(np.float32)).astype(np.float64)
-    return np.clip(scaled + zero, low, storage.qmax).astype(np.int64)
+    return np.clip(scaled + zero, low, high).astype(np.int64)
 
 
 def dequantize(q: npt.NDArray[Any], params: QuantParams) -> Float:

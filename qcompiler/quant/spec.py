@@ -24,6 +24,7 @@ class QuantSpec:
         symmetric: zero point 0 (signed) if true.
         dynamic: scale found at run time.
         narrow: symmetric range [-qmax, qmax] (weights), so that negation is exact.
+        bits: bits of the range that is used, 0 for all that the format has.
     """
 
     format: str
@@ -31,6 +32,15 @@ class QuantSpec:
     symmetric: bool = False
     dynamic: bool = False
     narrow: bool = False
+    bits: int = 0
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Return the smallest and largest integer that quantization may produce."""
+        storage = self.storage
+        high = storage.qmax if not self.bits else (1 << (self.bits - 1)) - 1 if storage.signed else (1 << self.bits) - 1
+        low = storage.qmin if not self.bits else -high - 1 if storage.signed else 0
+        return (-high if self.narrow and storage.signed else low), high
 
     @property
     def storage(self) -> QuantFormat:
@@ -115,7 +125,7 @@ def affine_params(spec: QuantSpec, low: npt.ArrayLike, high: npt.ArrayLike) -> Q
     tiny = float(np.finfo(np.float32).tiny)
     if spec.symmetric:
         reach = np.maximum(-lo, hi)
-        steps = storage.qmax if storage.signed else (storage.qmax - storage.qmin) / 2
+        steps = spec.limits[1] if storage.signed else (storage.qmax - storage.qmin) / 2
         scale = np.where(reach > 0, reach / steps, 1.0)
         middle = 0 if storage.signed else (storage.qmax + 1) // 2
         zero = np.full(scale.shape, middle, np.int64)
@@ -124,3 +134,11 @@ def affine_params(spec: QuantSpec, low: npt.ArrayLike, high: npt.ArrayLike) -> Q
         scale = np.maximum(scale, tiny)
         zero = np.clip(np.rint(storage.qmin - lo / scale), storage.qmin, storage.qmax).astype(np.int64)
     return QuantParams(spec, np.maximum(scale, tiny).astype(np.float32), zero)
+
+
+def fixed_params(spec: QuantSpec, source: QuantSource) -> QuantParams:
+    """Return the numbers that a ``fixed`` source carries, scalar if there is one."""
+    scale, zero = np.asarray(source.scale, np.float32), np.asarray(source.zero_point, np.int64)
+    if spec.axis is None:
+        scale, zero = scale.reshape(()), zero.reshape(())
+    return QuantParams(spec, scale, zero)

@@ -7,7 +7,7 @@ of forms into a complete plan: activation points, weights, biases, and which poi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -144,6 +144,7 @@ def resolve(
     estimators: Mapping[str, str] | None = None,
     default_estimator: str = "min-max",
     why: Mapping[str, str] | None = None,
+    imported: Mapping[str, QuantSource] | None = None,
 ) -> Resolution:
     """Derive all points from the forms.
 
@@ -157,26 +158,30 @@ def resolve(
         estimators: estimator per group, where it is not the default.
         default_estimator: estimator of all others.
         why: reason per group, kept in the plan.
+        imported: numbers of an imported quantized model by value name; they win over observed ranges.
     """
     refused: list[tuple[str, str, str]] = []
     final: dict[str, Form] = {}
     for group in groups:
         form = forms.get(group.name, "float")
-        if form in _INTEGER and (bad := _unobserved(group, form, statistics)):
+        if form in _INTEGER and (bad := _unobserved(group, form, statistics, imported or {})):
             code = "never-observed" if statistics is not None else "no-calibration"
             refused.append((group.name, code, f"{bad} was never executed during calibration" if statistics else
                             "there is no calibration data, so only dynamic forms are possible"))
             form = "float"
         final[group.name] = form
-    builder = _Points(groups, final, target, estimators or {}, default_estimator, statistics)
+    builder = _Points(groups, final, target, estimators or {}, default_estimator, statistics, imported or {})
     choices = {g.name: GroupChoice(final[g.name], (why or {}).get(g.name, "")) for g in groups}
     return Resolution(QuantPlan(choices, builder.build()), tuple(refused))
 
 
-def _unobserved(group: Group, form: Form, statistics: RangeSource | None) -> str | None:
+def _unobserved(
+    group: Group, form: Form, statistics: RangeSource | None, imported: Mapping[str, QuantSource]
+) -> str | None:
     values = [*group.data, *(group.results if form == "static" and group.row.fixed_output is None else ())]
     for value in values:
-        if statistics is None or not statistics.observed(str(value.name)):
+        known = statistics is not None and statistics.observed(str(value.name))
+        if not known and str(value.name) not in imported:
             return str(value.name)
     return None
 
@@ -192,14 +197,17 @@ class _Points:
         estimators: Mapping[str, str],
         default_estimator: str,
         statistics: RangeSource | None,
+        imported: Mapping[str, QuantSource],
     ) -> None:
+        self.imported = imported
         self.groups, self.forms, self.target = groups, forms, target
         self.estimators, self.default = estimators, default_estimator
         self.statistics = statistics
         self.owner = {node: g for g in groups for node in g.nodes}
         self.points: dict[str, Point] = {}
         self.activation = QuantSpec(target.activation, symmetric=target.activation.startswith("int"))
-        self.weight = QuantSpec(target.weight, symmetric=True, narrow=target.narrow_weights)
+        bits = target.weight_bits if target.weight_bits != 8 else 0
+        self.weight = QuantSpec(target.weight, symmetric=True, narrow=target.narrow_weights, bits=bits)
 
     def build(self) -> dict[str, Point]:
         for group in self.groups:
@@ -215,7 +223,9 @@ class _Points:
 
     def _observed(self, value: ir.Value, group: Group) -> None:
         name = str(value.name)
-        if name not in self.points:
+        if name in self.imported:
+            self.points[name] = Point(self.activation, self.imported[name])
+        elif name not in self.points:
             estimator = self.estimators.get(group.name, self.default)
             self.points[name] = Point(self.activation, QuantSource("observed", estimator=estimator))
 
@@ -230,7 +240,9 @@ class _Points:
             return
         for value in group.results:
             name = str(value.name)
-            if group.row.kind == "mover":
+            if name in self.imported:
+                self._observed(value, group)
+            elif group.row.kind == "mover":
                 self.points[name] = Point(self.activation, QuantSource("shared", (str(group.data[0].name),)))
             elif group.row.fixed_output is not None:
                 scale, zero = group.row.fixed_output
@@ -245,9 +257,12 @@ class _Points:
         weight = root.inputs[row.weight]
         rank = len(weight.shape) if weight is not None and weight.shape is not None else 0
         axis = None if row.weight_axis is None else row.weight_axis % max(rank, 1)
-        spec = QuantSpec(self.weight.format, axis, symmetric=True, narrow=self.weight.narrow)
+        spec = replace(self.weight, axis=axis)
         key = use_point(group.name, row.weight)
-        self.points[key] = Point(spec, QuantSource("weight"))
+        fixed = self.imported.get(str(weight.name)) if weight is not None else None
+        if fixed is not None and len(fixed.scale) == 1:
+            spec = QuantSpec(self.weight.format, None, symmetric=True)
+        self.points[key] = Point(spec, QuantSource("weight") if fixed is None else fixed)
         has_bias = 0 < row.bias < len(root.inputs) and root.inputs[row.bias] is not None
         if form == "static" and has_bias:
             source = QuantSource("derived", (str(group.data[0].name), key))
@@ -257,13 +272,14 @@ class _Points:
     def _constants(self, group: Group) -> None:
         for index in group.data_indices:
             if is_const(group.root.inputs[index]):
-                self.points[use_point(group.name, index)] = Point(self.activation, QuantSource("weight"))
+                fixed = self.imported.get(str(group.root.inputs[index].name))  # type: ignore[union-attr]
+                self.points[use_point(group.name, index)] = Point(self.activation, fixed or QuantSource("weight"))
 
     def _dynamic(self, group: Group) -> None:
         if group.row.kind == "recurrent":
             for index in (1, 2):
                 self.points[use_point(group.name, index)] = Point(
-                    QuantSpec(self.weight.format, None, symmetric=True, narrow=True), QuantSource("weight")
+                    self.weight, QuantSource("weight")
                 )
             return
         spec = QuantSpec("uint8", dynamic=True)
@@ -308,7 +324,8 @@ class _Points:
 
     def _activation_stays_redundant(self, members: Mapping[str, ir.Value], out: str) -> bool:
         """Return whether the wider range of the Concat still saturates where a producer's Relu or Clip does."""
-        assert self.statistics is not None
+        if self.statistics is None or not self.statistics.observed(out):
+            return False
         low, high = self.statistics.range(out, self.default)
         for value in members.values():
             group = self.owner.get(value.producer())  # type: ignore[arg-type]

@@ -57,6 +57,7 @@ class Target:
         requires: processor flags without which the table does not hold.
         activation: format of quantized activations.
         weight: format of quantized weights.
+        weight_bits: bits of the weight's range; 7 where a processor's 16-bit sums of 8-bit products would saturate.
         narrow_weights: weights avoid the most negative integer.
         activations: unary operators that fold into an output's quantization (Relu, Clip).
         traps: names of engine-specific rewrites worth trying, with the reason.
@@ -71,6 +72,7 @@ class Target:
     requires: tuple[str, ...] = ()
     activation: str = "uint8"
     weight: str = "int8"
+    weight_bits: int = 8
     narrow_weights: bool = True
     activations: tuple[str, ...] = ()
     traps: dict[str, str] = field(default_factory=dict)

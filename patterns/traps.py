@@ -1,0 +1,98 @@
+"""Rules that steer around engine fusions and kernels measured to be slow; each is switched on by a measured decision."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.ir.graph import attr_int, consumers, is_const, is_op, rank_of, shape_of
+from qcompiler.patterns.builder import Builder
+from qcompiler.patterns.language import Clause, Rule, op, rule, var
+from qcompiler.patterns.match import Match
+
+FLOOR = 64.0
+"""exp(-64) is 1.6e-28: nothing beside a float32 probability, yet far above the subnormal numbers (1.2e-38)."""
+
+
+def _float32(m: Match) -> str | None:
+    return None if m.x.dtype == ir.DataType.FLOAT else "not-float32: subnormal thresholds differ"
+
+
+def _last_axis(m: Match) -> str | None:
+    axis, rank = attr_int(m.root, "axis", -1), rank_of(m.x)
+    return None if axis == -1 or (rank is not None and axis == rank - 1) else "axis: only the last axis is rewritten"
+
+
+def _no_floor_yet(m: Match) -> str | None:
+    return "has-floor: the scores already have a floor" if is_op(m.x.producer(), "Max") else None
+
+
+def _floored_softmax(b: Builder, m: Match) -> ir.Value:
+    axes = b.constant(np.asarray([-1], np.int64), f"{m.root.name}:axes")
+    top = b.op("ReduceMax", m.x, axes, keepdims=1)
+    depth = b.constant(np.asarray(FLOOR, np.float32), f"{m.root.name}:depth")
+    floor = b.op("Sub", top, depth)
+    scores = b.op("Max", m.x, floor, like=m.x)
+    name = str(m.root.name)
+    m.root.name = b.rewriter.unique(f"{name}:was")
+    made = b.node("Softmax", scores, like=m.root.outputs[0], axis=-1, name=f"{name}:new")
+    made.name = name
+    return made.outputs[0]
+
+
+SOFTMAX_UNDERFLOW = rule(
+    "softmax-floor",
+    match=op("Softmax", var("x")),
+    where=[Clause("float32", _float32), Clause("last_axis", _last_axis), Clause("no_floor_yet", _no_floor_yet)],
+    build=_floored_softmax,
+    doc="Keep masked scores at most 64 below the row's largest: the same probabilities, without subnormal arithmetic.",
+)
+
+
+def _feeds_layer_norm(m: Match) -> str | None:
+    if any(is_op(n, "LayerNormalization") for n in consumers(m.root.outputs[0])):
+        return None
+    return "no-layer-norm: nothing behind it normalizes"
+
+
+def _same_shapes(m: Match) -> str | None:
+    a, b = shape_of(m.a), shape_of(m.b)
+    if is_const(m.a) or is_const(m.b) or a is None or b is None or len(a) != len(b):
+        return "shapes: the sum is not of two activations of the same rank"
+    return None
+
+
+def _as_sum(b: Builder, m: Match) -> ir.Value:
+    name = str(m.root.name)
+    m.root.name = b.rewriter.unique(f"{name}:was")
+    made = b.node("Sum", m.a, m.b, like=m.root.outputs[0], name=f"{name}:new")
+    made.name = name
+    return made.outputs[0]
+
+
+SKIP_LAYER_NORM = rule(
+    "add-as-sum",
+    match=op("Add", var("a"), var("b")),
+    where=[Clause("feeds_layer_norm", _feeds_layer_norm), Clause("same_shapes", _same_shapes)],
+    build=_as_sum,
+    doc="Write the addition in front of a LayerNormalization as Sum, which the engine does not fuse.",
+)
+
+
+def _from_dequantize(m: Match) -> str | None:
+    return None if is_op(m.x.producer(), "DequantizeLinear") else "not-dequantized: the engine fuses this one itself"
+
+
+QUICK_GELU = rule(
+    "silu-quick-gelu",
+    match=op("Mul", var("x"), op("Sigmoid", var("x"))),
+    where=[Clause("from_dequantize", _from_dequantize)],
+    build=lambda b, m: b.op("QuickGelu", m.x, domain="com.microsoft", like=m.root.outputs[0], alpha=1.0),
+    doc="Emit SiLU behind a DequantizeLinear as QuickGelu: the engine gives Mul and Sigmoid copies of their own otherwise.",
+)
+
+TRAP_RULES: dict[str, tuple[Rule, ...]] = {
+    "softmax-underflow": (SOFTMAX_UNDERFLOW,),
+    "skip-layer-norm": (SKIP_LAYER_NORM,),
+}
+"""Rules by the name of the trap in a target's table."""

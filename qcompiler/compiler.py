@@ -1,0 +1,547 @@
+"""Drive a compilation: import, canonicalize, calibrate, search, guard, lower, prove, report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from qcompiler.backends.onnxruntime import OrtEngine
+from qcompiler.backends.readback import Proof
+from qcompiler.calibration.observe import observe
+from qcompiler.calibration.readers import FeedSource, as_feed_source, random_feeds
+from qcompiler.calibration.statistics import Statistics
+from qcompiler.decisions import Decisions
+from qcompiler.engine import Array, EngineOptions, Feeds, TensorInfo
+from qcompiler.errors import BudgetError, CalibrationError, PassError
+from qcompiler.ir.analysis import macs
+from qcompiler.ir.graph import is_float
+from qcompiler.ir.importer import import_model
+from qcompiler.ir.serialize import save_model, to_bytes
+from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.pipeline.instruments.dump import DumpInstrument
+from qcompiler.pipeline.instruments.verify import VerifyInstrument
+from qcompiler.pipeline.pipeline import Instrument, Pipeline, Step
+from qcompiler.pipeline.state import CompileState, Remark
+from qcompiler.quant.plan import Form
+from qcompiler.recipes.recipe import Recipe, load_recipe, parse_recipe
+from qcompiler.report.report import GroupReport, Report
+from qcompiler.search.accuracy import AccuracyResult, Bound, accuracy_guard
+from qcompiler.search.budget import Budget, parse_budget
+from qcompiler.search.candidates import candidate_sets
+from qcompiler.search.quality import Judge, Metric, Quality, class_like_outputs
+from qcompiler.search.speed import SpeedSearch
+from qcompiler.search.timing import EngineStopwatch, Stopwatch
+from qcompiler.targets.host import Processor, detect, host_target_name
+from qcompiler.targets.placement import Policy, propose
+from qcompiler.targets.target import Target, load_target
+from qcompiler.workshop import Build, Workshop
+
+ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
+Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything about a compilation but the model; see `compile`."""
+
+    target: str = "host"
+    recipe: str | Recipe = "int8"
+    calibration: Calibration | None = None
+    overrides: str | Path | None = None
+    budget: str | Sequence[str] | None = None
+    metric: Metric | None = None
+    evaluation: Calibration | None = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+    decisions: Decisions | str | Path | None = None
+    dump: str | Path | None = None
+    threads: int | None = None
+    guard: bool = True
+    emit: str = "auto"
+    min_sqnr: float | None = None
+    random_calibration: int = 0
+    progress: Progress | None = None
+    stopwatch: Stopwatch | None = None
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """The result of a compilation.
+
+    Attributes:
+        model: the LOWERED graph.
+        decisions: what measurement chose; replay it with ``compile(..., decisions=...)``.
+        remarks: why things were or were not done.
+        report: proof, accuracy, size, speed.
+    """
+
+    model: ir.Model
+    decisions: Decisions
+    remarks: tuple[Remark, ...]
+    report: Report
+
+    def to_bytes(self) -> bytes:
+        """Return the serialized model; the same inputs and decisions give the same bytes."""
+        return to_bytes(self.model, strip=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model, and the decisions record beside it (``model.decisions.json``); nothing half-written.
+
+        Raises:
+            ModelError: the path cannot be written.
+        """
+        target = Path(path)
+        save_model(self.model, target, strip=True)
+        write_text(target.with_suffix(".decisions.json"), self.decisions.to_json())
+
+    def session(self, threads: int = 0) -> Any:
+        """Return an ``onnxruntime.InferenceSession`` of the compiled model.
+
+        Args:
+            threads: threads inside one operator; 0 leaves it to the engine.
+        """
+        return OrtEngine().load(self.model, EngineOptions(threads=threads)).session
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it.
+
+    Raises:
+        PassError: the path cannot be written.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PassError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def compile_model(source: ModelSource, options: Options) -> CompiledModel:
+    """Compile one model; `qcompiler.compile` is the public face."""
+    return _Compilation(source, options).run()
+
+
+@dataclass
+class _Compilation:
+    source: ModelSource
+    options: Options
+    engine: OrtEngine = field(default_factory=OrtEngine)
+    warnings: list[str] = field(default_factory=list)
+    passes: list[tuple[str, int]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> CompiledModel:
+        self._settle()
+        self._say("import")
+        given = import_model(self.source, shapes=self.options.shapes)
+        self.given = given
+        self.bytes_before = _size_of(self.source, given)
+        self.runner = self.engine.load(given, replace(self.engine_options, optimize=False))
+        self._read_data(self.runner.inputs)
+        self.instruments: list[Instrument] = [VerifyInstrument(), _Log(self)]
+        if self.options.dump is not None:
+            self.instruments.append(DumpInstrument(self.options.dump))
+        self._say("canonicalize")
+        state = CompileState(given.clone(), self.target)
+        Pipeline((ImportQdq(), Canonicalize())).run(state, self.instruments)
+        self.workshop = Workshop(
+            state, self.engine, self.engine_options, self.options.emit, self.recipe.estimator
+        )
+        if self.refused_before:
+            self.workshop.refused.update(self.refused_before)
+        self._calibrate(state)
+        pinned, estimators = self.recipe.pinned({g.name: g.legal for g in self.workshop.groups})
+        state.estimators = estimators
+        self.pinned = pinned
+        forms, engine_forms = self._decide(pinned)
+        return self._finish(forms, engine_forms)
+
+    # ---- settings ---------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        options = self.options
+        self.refused_before: dict[str, str] = {}
+        self.processor: Processor = detect()
+        name, note = (options.target, "") if options.target != "host" else host_target_name(self.processor)
+        self.target: Target = load_target(name)
+        if note:
+            self.warnings.append(note)
+        self.here = runs_here(self.target, self.processor)
+        if not self.here:
+            self.warnings.append(
+                f"target {self.target.name} is not this machine ({self.processor.model}); nothing was timed, forms "
+                "follow the recipe"
+            )
+        recipe = options.recipe if isinstance(options.recipe, Recipe) else load_recipe(options.recipe)
+        if options.overrides is not None:
+            path = Path(options.overrides)
+            if not path.is_file():
+                raise PassError(f"cannot read the overrides {path}: no such file")
+            extra = parse_recipe(path.read_text(encoding="utf-8"), path.stem)
+            recipe = replace(recipe, overrides=(*recipe.overrides, *extra.overrides))
+        self.recipe = recipe
+        self.engine_options = EngineOptions(threads=options.threads if options.threads is not None else 1)
+        self.budget: Budget = parse_budget(options.budget)
+        if (self.budget.drop_points is not None or self.budget.drop_relative is not None) and options.metric is None:
+            raise BudgetError("a drop budget needs a metric: give --metric file.py:function and --evaluation SRC")
+        if options.metric is not None and options.evaluation is None:
+            raise BudgetError("a metric needs evaluation data: give --evaluation SRC")
+        self.decisions = _read_decisions(options.decisions)
+
+    def _say(self, text: str) -> None:
+        if self.options.progress is not None:
+            self.options.progress(text)
+
+    def _read_data(self, inputs: Sequence[TensorInfo]) -> None:
+        options = self.options
+        self.feeds: FeedSource | None = None
+        if options.calibration is not None:
+            self.feeds = as_feed_source(options.calibration, inputs)
+        elif options.random_calibration:
+            self.feeds = as_feed_source(random_feeds(inputs, options.random_calibration), inputs)
+            self.warnings.append(
+                "calibrated with random data, as asked: ranges and accuracy figures say nothing about real data"
+            )
+        else:
+            self.warnings.append(
+                "no calibration data: only dynamic forms were considered and accuracy was not measured; "
+                "give --calibration SRC for static forms and the accuracy guard"
+            )
+        self.evaluation = as_feed_source(options.evaluation, inputs) if options.evaluation is not None else None
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    def _calibrate(self, state: CompileState) -> None:
+        self.statistics: Statistics | None = None
+        self.held_out: list[Feeds] = []
+        if self.feeds is None:
+            return
+        split = self.feeds.split()
+        if split.shared:
+            self.warnings.append("a single calibration feed serves for ranges and for checking alike; give more feeds")
+        names = list(dict.fromkeys([*self._wanted_values(state.model)]))
+
+        def report(done: int, total: int | None) -> None:
+            self._say(f"calibrate {done}" + (f"/{total}" if total else ""))
+
+        self.statistics = observe(state.model, names, split.ranges, self.engine, threads=1, progress=report)
+        state.statistics = self.statistics
+        self.held_out = list(split.held_out)
+
+    def _wanted_values(self, model: ir.Model) -> Iterable[str]:
+        """Yield the float values whose ranges any form may need, and the scores of every Softmax."""
+        for group in self.workshop.groups:
+            for value in (*group.data, *group.results, group.float_result):
+                if is_float(value):
+                    yield str(value.name)
+        for node in model.graph.all_nodes():
+            if node.op_type == "Softmax" and node.inputs[0] is not None:
+                yield str(node.inputs[0].name)
+
+    # ---- decisions --------------------------------------------------------------------------------------------
+
+    def _decide(self, pinned: Mapping[str, Form]) -> tuple[dict[str, Form], dict[str, str]]:
+        groups = self.workshop.groups
+        self.quality: Quality | None = None
+        self.accuracy: AccuracyResult | None = None
+        self.why: dict[str, str] = {}
+        self.tried: dict[str, dict[str, float]] = {}
+        self.speedup: tuple[float, float] | None = None
+        self.judge = self._judge()
+        if self.decisions is not None:
+            self.workshop.estimator = self.decisions.estimator
+            forms = {g.name: self.decisions.forms.get(g.name, "float") for g in groups}
+            self.why = dict(self.decisions.why)
+            return forms, dict(self.decisions.engine_forms)
+        data = self.statistics is not None
+        recipe = self.recipe
+        static = Policy(recipe.convolution if data else "float", "static-float" if data else "dynamic", "float", recipe.arithmetic)
+        default = Policy(recipe.convolution if data else "float", recipe.matmul if data else "dynamic", recipe.recurrent, recipe.arithmetic and data)
+        forms = propose(groups, default, pinned)
+        if not (self.options.guard and self.here):
+            return forms, {}
+        feed = self._sample_feed()
+        if recipe.choose and feed is not None:
+            forms, engine_forms = self._search(static, pinned, feed)
+        else:
+            self.workshop.learn_emission(forms)
+            engine_forms = {}
+        if self.judge is not None:
+            forms = self._guard_accuracy(forms, engine_forms)
+        if feed is not None:
+            forms, engine_forms = self._guard_speed(forms, engine_forms, feed)
+        return forms, engine_forms
+
+    def _sample_feed(self) -> Feeds | None:
+        """Return a representative feed for timing, or None if there is no way to make one."""
+        if self.held_out:
+            return self.held_out[0]
+        try:
+            return next(iter(random_feeds(self.runner.inputs, 1)))
+        except CalibrationError as error:
+            self.warnings.append(f"nothing was timed: {error}")
+            return None
+
+    def _judge(self) -> Judge | None:
+        if not self.held_out:
+            return None
+        evaluation = list(self.evaluation) if self.evaluation is not None else []
+        return Judge(
+            self.engine, self.given, self.held_out, class_like_outputs(self.workshop.base.model),
+            self.engine_options, self.options.metric, evaluation,
+        )  # fmt: skip
+
+    def _stopwatch(self, feed: Feeds) -> Stopwatch:
+        return self.options.stopwatch or EngineStopwatch(self.engine, feed, self.engine_options)
+
+    def _search(
+        self, policy: Policy, pinned: Mapping[str, Form], feed: Feeds
+    ) -> tuple[dict[str, Form], dict[str, str]]:
+        self._say("measure float, static and dynamic forms")
+        groups = self.workshop.groups
+        search = self._speed_search(feed)
+        static = propose(groups, policy, pinned)
+        if self.statistics is None:
+            static = dict.fromkeys(static, "float")
+        dynamic: dict[str, Form] = {
+            g.name: "dynamic" if "dynamic" in g.legal and pinned.get(g.name, "dynamic") == "dynamic" else "float"
+            for g in groups
+        }
+        static = self._learn(static)
+        dynamic = self._learn(dynamic)
+        engine_forms = search.avoid_traps({}, self.target.traps, {})
+        forms = search.choose(static, dynamic, engine_forms)
+        self._note_variant("static", static, engine_forms)
+        self._note_variant("dynamic", dynamic, engine_forms)
+        engine_forms = search.avoid_traps(forms, self.target.traps, {})
+        forms = search.return_losers(forms, engine_forms)
+        self.why |= search.why
+        self.figures |= search.figures
+        return forms, engine_forms
+
+    def _learn(self, forms: dict[str, Form]) -> dict[str, Form]:
+        if all(f == "float" for f in forms.values()):
+            return forms
+        self.workshop.learn_emission(forms)
+        made = self.workshop.build(forms)
+        return {name: made.forms.get(name, "float") for name in forms}
+
+    def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
+        if all(f == "float" for f in forms.values()):
+            return
+        figures = {"profile_us": float(self.figures.get("profile_us", {}).get(name, 0.0))}
+        if self.judge is not None:
+            figures["sqnr_db"] = round(self.judge(self.workshop.build(forms, engine_forms).model).worst, 2)
+        self.tried[name] = figures
+
+    def _speed_search(self, feed: Feeds) -> SpeedSearch:
+        elements = self._elements(feed)
+        search = SpeedSearch(
+            self.workshop.base.model, self.workshop.groups, self.workshop.build, self._stopwatch(feed), elements,
+            self.pinned,
+        )  # fmt: skip
+        return search
+
+    def _elements(self, feed: Feeds) -> dict[str, int]:
+        """Return elements per value in one feed, as calibration counted them."""
+        found = {name: int(array.size) for name, array in feed.items()}
+        if self.statistics is not None:
+            for name in self._wanted_values(self.workshop.base.model):
+                if self.statistics.observed(name):
+                    found[name] = self.statistics.elements_per_feed(name)
+        return found
+
+    def _bound(self) -> Bound:
+        judge = self.judge
+        assert judge is not None
+        wanted = self.options.min_sqnr if self.options.min_sqnr is not None else self.recipe.min_sqnr
+        least = None
+        if judge.reference_metric is not None:
+            least = self.budget.least_metric(judge.reference_metric)
+        return Bound(max(wanted, self.budget.sqnr_db or 0.0), self.recipe.min_agreement, least)
+
+    def _guard_accuracy(self, forms: dict[str, Form], engine_forms: Mapping[str, str]) -> dict[str, Form]:
+        self._say("accuracy guard")
+        judge = self.judge
+        assert judge is not None
+
+        def evaluate(trial: Mapping[str, Form]) -> Quality:
+            return judge(self.workshop.build(trial, engine_forms).model)
+
+        sets = candidate_sets(self.workshop.groups, forms, self.statistics)
+        frozen = frozenset(n for n, f in self.pinned.items() if f != "float")
+        result = accuracy_guard(forms, sets, evaluate, self._bound(), frozen=frozen, progress=self.options.progress)
+        for step in result.steps:
+            for name in step.groups:
+                self.why[name] = (
+                    f"float: the accuracy guard measured {step.before_db:.1f} -> {step.after_db:.1f} dB by its return"
+                )
+        if not result.met:
+            self.warnings.append(
+                f"the accuracy bound ({self._bound().sqnr_db:g} dB) is not met: {result.quality.worst:.1f} dB is reached"
+            )
+        self.accuracy = result
+        return result.forms
+
+    def _guard_speed(
+        self, forms: dict[str, Form], engine_forms: dict[str, str], feed: Feeds
+    ) -> tuple[dict[str, Form], dict[str, str]]:
+        """Keep the compiled form only if it is measured faster than the model as given."""
+        self._say("speed guard")
+        search = self._speed_search(feed)
+        ratio = search.ratio(self.given, self.workshop.build(forms, engine_forms).model)
+        self.tried["chosen"] = {"speedup": round(ratio[0], 3)}
+        if ratio[0] < 1.0 and any(f != "float" for f in forms.values()):
+            search.float_costs = search.costs({}, engine_forms)
+            forms = search.return_losers(forms, engine_forms)
+            self.why |= search.why
+            self.figures |= search.figures
+            ratio = search.ratio(self.given, self.workshop.build(forms, engine_forms).model)
+            self.tried["without losing regions"] = {"speedup": round(ratio[0], 3)}
+        if ratio[0] < 1.0:
+            fallback = {g.name: self.pinned.get(g.name, "float") for g in self.workshop.groups}
+            forms = {n: f for n, f in fallback.items()}
+            engine_forms = search.avoid_traps(forms, self.target.traps, {})
+            ratio = search.ratio(self.given, self.workshop.build(forms, engine_forms).model)
+            self.tried["float"] = {"speedup": round(ratio[0], 3)}
+            for group in self.workshop.groups:
+                if forms[group.name] == "float" and group.legal:
+                    self.why[group.name] = "float: no integer form of the model was measured faster than float"
+        self.speedup = ratio
+        return forms, engine_forms
+
+    # ---- result -----------------------------------------------------------------------------------------------
+
+    def _finish(self, forms: dict[str, Form], engine_forms: dict[str, str]) -> CompiledModel:
+        self._say("lower and prove")
+        build = self.workshop.build(forms, engine_forms, self.instruments)
+        proof = self.workshop.prove(build)
+        if self.judge is not None:
+            self.quality = self.judge(build.model)
+        decisions = Decisions(
+            forms={n: f for n, f in sorted(build.forms.items()) if f != "float"},
+            engine_forms={**self.workshop.engine_forms, **engine_forms},
+            estimator=self.workshop.estimator,
+            why=dict(sorted(self.why.items())),
+            figures={**self.figures, "variants": self.tried},
+            context=self._context(),
+        )
+        report = self._report(build, proof)
+        return CompiledModel(build.model, decisions, tuple(build.state.remarks), report)
+
+    def _context(self) -> dict[str, str]:
+        return {
+            "engine": f"{self.engine.name} {self.engine.version}",
+            "target": self.target.name,
+            "processor": self.processor.model,
+            "recipe": self.recipe.name,
+            "threads": str(self.engine_options.threads),
+            "model": _digest(self.given),
+        }
+
+    def _report(self, build: Build, proof: Proof) -> Report:
+        return Report(
+            proof=proof,
+            quality=self.quality,
+            bytes_before=self.bytes_before,
+            bytes_after=len(to_bytes(build.model, strip=True)),
+            speedup=None if self.speedup is None else round(self.speedup[0], 4),
+            speedup_median=None if self.speedup is None else round(self.speedup[1], 4),
+            integer_share=self._integer_share(proof),
+            passes=tuple(self.passes),
+            groups=tuple(self._group_reports(build)),
+            forms_tried=self.tried,
+            warnings=tuple(self.warnings),
+            context=self._context(),
+            returned=tuple(
+                {"groups": list(s.groups), "before_db": round(s.before_db, 2), "after_db": round(s.after_db, 2)}
+                for s in (self.accuracy.steps if self.accuracy is not None else ())
+            ),
+        )
+
+    def _group_reports(self, build: Build) -> Iterable[GroupReport]:
+        said = {r.node: r for r in build.state.remarks if r.pass_name == "plan-quantization"}
+        for group in self.workshop.groups:
+            form = build.forms.get(group.name, "float")
+            why = self.why.get(group.name, "")
+            if form == "float" and not why:
+                if group.name in self.workshop.refused:
+                    why = f"float: {self.workshop.refused[group.name]}"
+                elif group.name in said:
+                    why = f"float: {said[group.name].reason}: {said[group.name].text}"
+                else:
+                    why = "float: nothing around it runs on integers"
+            yield GroupReport(group.name, group.root.op_type, form, why or f"{form}: by recipe", macs(group.root) or 0)
+
+    def _integer_share(self, proof: Proof) -> float:
+        """Return the share of multiply-adds whose group the engine was seen to run on integers."""
+        total = integer = 0
+        for node in self.workshop.base.model.graph.all_nodes():
+            count = macs(node) or 0
+            total += count
+            if str(node.name) in proof.fused:
+                integer += count
+        return round(integer / total, 4) if total else 0.0
+
+
+@dataclass
+class _Log:
+    """An instrument that notes the passes and their changes for the report."""
+
+    owner: _Compilation
+
+    def before_pass(self, state: CompileState, step: Step) -> None:
+        """Do nothing."""
+
+    def after_pass(self, state: CompileState, step: Step, changes: int) -> None:
+        """Note one pass."""
+        self.owner.passes.append((step.text, changes))
+
+    def on_failure(self, state: CompileState, step: Step, error: Exception) -> None:
+        """Do nothing."""
+
+
+def runs_here(target: Target, processor: Processor) -> bool:
+    """Return whether timing on this machine says anything about the target."""
+    if target.processor and target.processor != processor.machine:
+        return False
+    return all(feature in processor.features for feature in target.requires)
+
+
+def _read_decisions(source: Decisions | str | Path | None) -> Decisions | None:
+    if source is None or isinstance(source, Decisions):
+        return source
+    path = Path(source)
+    try:
+        return Decisions.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PassError(f"cannot read the decisions record {path}: {error.strerror or error}") from error
+
+
+def _size_of(source: ModelSource, given: ir.Model) -> int:
+    if isinstance(source, bytes):
+        return len(source)
+    if isinstance(source, str | Path):
+        weights = sum(
+            v.const_value.nbytes for v in given.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)
+        )
+        return Path(source).stat().st_size + weights
+    return len(to_bytes(given, strip=True))
+
+
+def _digest(model: ir.Model) -> str:
+    return hashlib.sha256(to_bytes(model, strip=True)).hexdigest()[:16]
+
+
+def stack_outputs(outputs: Sequence[Mapping[str, Array]], name: str) -> list[Array]:
+    """Return one output over all feeds, for metrics."""
+    return [o[name] for o in outputs]

@@ -1,0 +1,56 @@
+"""The decisions record: what measurement chose, with its figures; the same record gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qcompiler.errors import PassError
+from qcompiler.quant.plan import FORMS, Form
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided by measurement.
+
+    Attributes:
+        forms: form per fusion group.
+        engine_forms: engine-specific rewrites by name.
+        estimator: range estimator of activations.
+        why: reason per group where there is more to say than the form.
+        figures: the measurements behind the choice, for people; replay ignores them.
+        context: engine, version, processor, threads, target, recipe, digest of the model.
+    """
+
+    forms: dict[str, Form] = field(default_factory=dict)
+    engine_forms: dict[str, str] = field(default_factory=dict)
+    estimator: str = "min-max"
+    why: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    context: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the record as JSON text, keys sorted."""
+        return json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Decisions:
+        """Read what `to_json` wrote.
+
+        Raises:
+            PassError: not a decisions record, or one of a version this release does not know.
+        """
+        try:
+            data = json.loads(text)
+            version = data.pop("version")
+            made = Decisions(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PassError(f"not a decisions record: {error}") from error
+        if version != VERSION:
+            raise PassError(f"the decisions record has version {version}, this release reads {VERSION}; compile anew")
+        if bad := [f for f in made.forms.values() if f not in FORMS]:
+            raise PassError(f"the decisions record names the unknown form {bad[0]!r}")
+        return made

@@ -1,0 +1,138 @@
+"""Recipes: named defaults, and overrides by glob on group names."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qcompiler.errors import PassError
+from qcompiler.quant.plan import FORMS, Form
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a user pins for all groups whose name matches a glob.
+
+    Attributes:
+        match: shell-style pattern on the group's name (``/encoder/*/MatMul``).
+        form: float, static, static-float or dynamic; None leaves the choice open.
+        estimator: range estimator of the group's activations; None is the recipe's.
+    """
+
+    match: str
+    form: Form | None = None
+    estimator: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Named defaults.
+
+    Attributes:
+        name: as given to ``--recipe``.
+        doc: one sentence.
+        choose: whether forms are chosen by measurement (otherwise by the forms below).
+        convolution: form of convolutions.
+        matmul: form of MatMul and Gemm with constant weights.
+        recurrent: form of LSTM.
+        arithmetic: whether operators between quantized ones run on integers too.
+        estimator: range estimator of activations.
+        min_sqnr: least SQNR per output in dB that the accuracy guard demands.
+        min_agreement: least share of rows with the same arg-max, for class-like outputs.
+        overrides: pinned groups; later ones win.
+    """
+
+    name: str
+    doc: str = ""
+    choose: bool = False
+    convolution: Form = "static"
+    matmul: Form = "dynamic"
+    recurrent: Form = "dynamic"
+    arithmetic: bool = True
+    estimator: str = "min-max"
+    min_sqnr: float = 18.0
+    min_agreement: float = 0.97
+    overrides: tuple[Override, ...] = field(default_factory=tuple)
+
+    def pinned(self, groups: Mapping[str, tuple[Form, ...]]) -> tuple[dict[str, Form], dict[str, str]]:
+        """Return (form, estimator) per pinned group.
+
+        Args:
+            groups: legal forms by group name.
+
+        Raises:
+            PassError: a pattern matches nothing, or pins a form that a matching group cannot have.
+        """
+        forms: dict[str, Form] = {}
+        estimators: dict[str, str] = {}
+        for override in self.overrides:
+            names = [n for n in groups if fnmatch.fnmatchcase(n, override.match)]
+            if not names:
+                known = ", ".join(list(groups)[:5])
+                raise PassError(f"override {override.match!r} matches no group; groups are named like: {known}")
+            for name in names:
+                if override.form is not None:
+                    if override.form != "float" and override.form not in groups[name]:
+                        legal = ", ".join(("float", *groups[name]))
+                        raise PassError(f"override {override.match!r}: {name} cannot be {override.form}; it can be {legal}")
+                    forms[name] = override.form
+                if override.estimator is not None:
+                    estimators[name] = override.estimator
+        return forms, estimators
+
+
+def parse_recipe(text: str, name: str) -> Recipe:
+    """Read a recipe, or a file of overrides, from TOML text.
+
+    Raises:
+        PassError: not TOML, or a key or form that does not exist.
+    """
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PassError(f"recipe {name}: {error}") from error
+    overrides = tuple(_override(row, name) for row in data.pop("override", []))
+    known = {f.name for f in fields(Recipe)}
+    if unknown := set(data) - known:
+        raise PassError(f"recipe {name}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+    for key in ("convolution", "matmul", "recurrent"):
+        if data.get(key, "float") not in FORMS:
+            raise PassError(f"recipe {name}: {key} is {data[key]!r}; expected one of {', '.join(FORMS)}")
+    return Recipe(**{"name": name, **data, "overrides": overrides})
+
+
+def _override(row: dict[str, Any], name: str) -> Override:
+    known = {f.name for f in fields(Override)}
+    if unknown := set(row) - known:
+        raise PassError(f"recipe {name}: unknown key {sorted(unknown)[0]!r} in [[override]]; known: {', '.join(known)}")
+    if "match" not in row:
+        raise PassError(f"recipe {name}: an [[override]] lacks 'match'")
+    if row.get("form", "float") not in FORMS:
+        raise PassError(f"recipe {name}: form is {row['form']!r}; expected one of {', '.join(FORMS)}")
+    return Override(**row)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the shipped recipes."""
+    folder = resources.files("qcompiler.recipes")
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return a shipped recipe by name, or one from a TOML file by path.
+
+    Raises:
+        PassError: no such recipe; the text lists those there are.
+    """
+    if name in recipe_names():
+        text = resources.files("qcompiler.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        return parse_recipe(text, name)
+    path = Path(name)
+    if path.suffix == ".toml" and path.is_file():
+        return parse_recipe(path.read_text(encoding="utf-8"), path.stem)
+    raise PassError(f"unknown recipe {name!r}; known: {', '.join(recipe_names())}, or the path of a .toml file")

@@ -1,0 +1,129 @@
+"""Whose time is it: map what an engine executed back to fusion groups.
+
+Engines rename, split and merge nodes. A node is attributed by its name if it still carries one of ours, else by the
+tensors it writes, else by its neighbours in the executed graph.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qcompiler.engine import Profile
+from qcompiler.ir.graph import all_nodes
+from qcompiler.targets.groups import Group
+
+_SUFFIXES = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated(_token_\d+)?|:node|:out\d*|_out\d*)+$")
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+
+
+@dataclass
+class Costs:
+    """Microseconds per run of one build.
+
+    Attributes:
+        groups: by group name: the operator itself and layout changes around it.
+        others: by node name, for nodes that belong to no group.
+        conversions: by value name: Q, DQ and dynamic quantization at the borders.
+    """
+
+    groups: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    others: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    conversions: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def total(self) -> float:
+        """Return the sum over everything."""
+        return sum(self.groups.values()) + sum(self.others.values()) + sum(self.conversions.values())
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Which group (or lone node) each node and value name of the canonical graph belongs to."""
+
+    groups: Mapping[str, str]
+    lone: Mapping[str, str]
+    producers: Mapping[str, str]
+
+    @staticmethod
+    def of(model: ir.Model, groups: Sequence[Group]) -> Owners:
+        """Index a canonical FLOAT graph."""
+        inside: dict[str, str] = {}
+        lone: dict[str, str] = {}
+        producers: dict[str, str] = {}
+        for group in groups:
+            for node in group.nodes:
+                inside[str(node.name)] = group.name
+                for value in node.outputs:
+                    inside[str(value.name)] = group.name
+                    producers[str(value.name)] = group.name
+        for node in all_nodes(model):
+            if str(node.name) not in inside:
+                lone[str(node.name)] = str(node.name)
+                for value in node.outputs:
+                    lone[str(value.name)] = str(node.name)
+        return Owners(inside, lone, producers)
+
+    def find(self, name: str) -> tuple[str, str] | None:
+        """Return ("group" | "other" | "conversion", key) for an engine's name, or None."""
+        base = _SUFFIXES.sub("", name)
+        for candidate in (name, base):
+            if candidate in self.groups:
+                return "group", self.groups[candidate]
+            if candidate in self.lone:
+                return "other", self.lone[candidate]
+        if base.endswith(":dequantize"):
+            return "conversion", base.removesuffix(":dequantize")
+        head, _, tail = base.rpartition("/")
+        if tail.split("_")[0].rstrip(":was") in _CONVERSIONS or tail in _CONVERSIONS:
+            if head in self.groups:
+                return "group", self.groups[head]
+            return "conversion", head
+        for mark in (":q", ":dq", ":dyn_q"):
+            if base.endswith(mark) and (stem := base.removesuffix(mark)) in self.groups:
+                return "group", self.groups[stem]
+        return None
+
+
+def attribute(profile: Profile, executed: ir.Model, owners: Owners) -> Costs:
+    """Split a profile among groups, lone nodes and conversions.
+
+    Args:
+        profile: node times by the engine's names.
+        executed: the graph that the engine executed, with the same names.
+        owners: index of the canonical graph.
+    """
+    nodes = {str(n.name): n for n in all_nodes(executed)}
+    costs = Costs()
+    for cost in profile.nodes:
+        kind, key = owners.find(cost.name) or _by_dataflow(nodes.get(cost.name), owners) or ("other", cost.name)
+        book = {"group": costs.groups, "other": costs.others, "conversion": costs.conversions}[kind]
+        book[key] += cost.microseconds
+    return costs
+
+
+def _by_dataflow(node: ir.Node | None, owners: Owners) -> tuple[str, str] | None:
+    if node is None:
+        return None
+    if (found := _first(node.outputs, owners)) is not None:
+        return found
+    seen, edge = {node}, [node]
+    for _ in range(4):  # layout changes sit next to what they serve; farther away a guess is worth nothing
+        following = [use.node for n in edge for v in n.outputs for use in v.uses()]
+        for reader in following:
+            if (found := owners.find(str(reader.name)) or _first(reader.outputs, owners)) is not None:
+                return found
+        edge = [n for n in following if n not in seen]
+        seen.update(edge)
+    return _first([v for v in node.inputs if v is not None], owners)
+
+
+def _first(values: Iterable[ir.Value], owners: Owners) -> tuple[str, str] | None:
+    for value in values:
+        if value.name and (found := owners.find(value.name)) is not None:
+            return found
+    return None

@@ -1,0 +1,141 @@
+"""How far a compiled model's outputs are from float: SQNR per output, agreement of the arg-max, a user's metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.engine import Array, Engine, EngineOptions, Feeds, ModelLike, Runner
+from qcompiler.ir.graph import is_op
+
+Metric = Callable[[Sequence[Mapping[str, Array]], Sequence[Feeds]], float]
+"""A user's metric over all evaluation feeds: outputs and feeds in, one number out; more is better."""
+
+CEILING = 200.0
+"""SQNR in dB reported for outputs that are equal bit for bit."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Closeness of a candidate to the reference.
+
+    Attributes:
+        sqnr_db: per floating-point output, 10 log10(signal power / error power) over all set-aside feeds.
+        agreement: per class-like output, the share of rows with the same arg-max.
+        differing: per output of another type, the share of differing elements.
+        metric: the user's metric, if one was given.
+    """
+
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    differing: dict[str, float] = field(default_factory=dict)
+    metric: float | None = None
+
+    @property
+    def worst(self) -> float:
+        """Return the least SQNR over the outputs in dB (the ceiling if there is no float output)."""
+        return min(self.sqnr_db.values(), default=CEILING)
+
+    @property
+    def least_agreement(self) -> float:
+        """Return the least arg-max agreement over the class-like outputs."""
+        return min(self.agreement.values(), default=1.0)
+
+
+@dataclass
+class _Power:
+    signal: float = 0.0
+    noise: float = 0.0
+    rows: int = 0
+    equal_rows: int = 0
+    elements: int = 0
+    different: int = 0
+
+
+class Judge:
+    """Compare candidates with a reference model on feeds that range-finding never saw.
+
+    The reference outputs are computed once and kept: set-aside feeds are few and outputs are small beside activations.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        reference: ModelLike,
+        feeds: Sequence[Feeds],
+        class_like: Sequence[str] = (),
+        options: EngineOptions = EngineOptions(),
+        metric: Metric | None = None,
+        metric_feeds: Sequence[Feeds] = (),
+    ) -> None:
+        self.engine, self.feeds, self.options = engine, list(feeds), options
+        self.class_like = frozenset(class_like)
+        self.metric, self.metric_feeds = metric, list(metric_feeds)
+        runner = engine.load(reference, options)
+        self.expected = [runner.run(f) for f in self.feeds]
+        self.reference_metric = self._metric(runner)
+
+    def __call__(self, model: ModelLike) -> Quality:
+        """Run a candidate on all feeds and compare."""
+        runner = self.engine.load(model, self.options)
+        power: dict[str, _Power] = {}
+        for feed, expected in zip(self.feeds, self.expected, strict=True):
+            actual = runner.run(feed)
+            for name, wanted in expected.items():
+                _add(power.setdefault(name, _Power()), wanted, actual[name], name in self.class_like)
+        return Quality(
+            {n: _decibel(p.signal, p.noise) for n, p in power.items() if p.signal or p.noise},
+            {n: p.equal_rows / p.rows for n, p in power.items() if p.rows},
+            {n: p.different / p.elements for n, p in power.items() if p.elements},
+            self._metric(runner),
+        )
+
+    def _metric(self, runner: Runner) -> float | None:
+        if self.metric is None:
+            return None
+        return float(self.metric([runner.run(f) for f in self.metric_feeds], self.metric_feeds))
+
+
+def _add(power: _Power, wanted: Array, actual: Array, class_like: bool) -> None:
+    if wanted.dtype.kind not in "f" and wanted.dtype.itemsize > 1 or wanted.dtype.kind in "bSUO":
+        power.elements += wanted.size
+        power.different += int(np.sum(wanted != actual)) if wanted.shape == actual.shape else wanted.size
+        return
+    a, b = wanted.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(a)
+    power.signal += float(np.square(a[finite]).sum())
+    power.noise += float(np.square(a[finite] - b[finite]).sum()) if np.isfinite(b[finite]).all() else float("inf")
+    if class_like and a.ndim >= 2 and a.shape[-1] > 1:
+        power.rows += a[..., 0].size
+        power.equal_rows += int((a.argmax(-1) == b.argmax(-1)).sum())
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise <= 0:
+        return CEILING
+    return min(CEILING, 10.0 * float(np.log10(max(signal, 1e-300) / noise)))
+
+
+def sqnr_db(wanted: Array, actual: Array) -> float:
+    """Return 10 log10(signal power / error power) of one tensor in dB."""
+    power = _Power()
+    _add(power, wanted, actual, class_like=False)
+    return _decibel(power.signal, power.noise)
+
+
+def class_like_outputs(model: ir.Model) -> tuple[str, ...]:
+    """Return the float outputs that are scores over classes: a Softmax, or a Gemm/MatMul (and its bias) at the end."""
+    found = []
+    for value in model.graph.outputs:
+        node = value.producer()
+        for _ in range(4):
+            source = node.inputs[0] if node is not None and node.inputs else None
+            if node is None or source is None or not is_op(node, "Add", "Identity", "Reshape", "Squeeze", "Cast"):
+                break
+            node = source.producer()
+        if is_op(node, "Softmax", "LogSoftmax", "Gemm", "MatMul"):
+            found.append(str(value.name))
+    return tuple(found)

@@ -1,0 +1,145 @@
+"""From a choice of forms to a lowered, proven build; what the searches call again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import onnx_ir as ir
+
+from qcompiler.backends.readback import Planned, Proof, planned_fusions, prove
+from qcompiler.engine import Engine, EngineOptions
+from qcompiler.ir.phase import Phase
+from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
+from qcompiler.passes.fuse_qdq import FuseQdq
+from qcompiler.passes.insert_qdq import InsertQdq
+from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
+from qcompiler.passes.plan_quantization import PlanQuantization
+from qcompiler.pipeline.base import Pass
+from qcompiler.pipeline.pipeline import Instrument, Pipeline
+from qcompiler.pipeline.state import CompileState
+from qcompiler.quant.plan import Form
+from qcompiler.targets.groups import Group, find_groups
+
+
+@dataclass(frozen=True)
+class Build:
+    """One lowered model and what was planned for it.
+
+    Attributes:
+        state: the state behind the last pass.
+        planned: fused calls that lowering started from.
+        forms: the forms in force (a group that calibration never observed is float).
+    """
+
+    state: CompileState
+    planned: tuple[Planned, ...]
+    forms: dict[str, Form]
+
+    @property
+    def model(self) -> ir.Model:
+        """Return the LOWERED graph."""
+        return self.state.model
+
+
+@dataclass
+class Workshop:
+    """Build a canonical FLOAT graph in any choice of forms.
+
+    Attributes:
+        base: the FLOAT state; never changed.
+        engine: reads builds back.
+        options: threads.
+        emit: ``auto``, ``qdq`` or ``qoperator``.
+        estimator: range estimator of activations.
+        engine_forms: rewrites in force for every build (forced emissions, avoided traps).
+        refused: groups that the engine does not fuse in any way, with the reason.
+    """
+
+    base: CompileState
+    engine: Engine
+    options: EngineOptions = EngineOptions()
+    emit: str = "auto"
+    estimator: str = "min-max"
+    engine_forms: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Return the fusion groups of the canonical graph."""
+        return find_groups(self.base.model, self.base.target)
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Return the passes from FLOAT to LOWERED."""
+        return (
+            PlanQuantization(estimator=self.estimator),
+            InsertQdq(),
+            FuseQdq(),
+            LowerOnnxruntime(emit=self.emit),
+            AvoidEngineTraps(),
+        )
+
+    def build(
+        self,
+        forms: Mapping[str, Form],
+        engine_forms: Mapping[str, str] | None = None,
+        instruments: Sequence[Instrument] = (),
+    ) -> Build:
+        """Lower the model in the given forms.
+
+        Args:
+            forms: form per group; unnamed groups are float.
+            engine_forms: rewrites besides those in force.
+            instruments: watch the passes.
+        """
+        state = self.base.clone()
+        state.forms = {g.name: forms.get(g.name, "float") for g in self.groups}
+        for name in self.refused:
+            state.forms[name] = "float"
+        state.engine_forms = {**self.engine_forms, **(engine_forms or {})}
+        watch = _PlannedFusions()
+        Pipeline(self.passes()).run(state, (*instruments, watch))
+        made = {name: choice.form for name, choice in state.plan.choices.items()}
+        return Build(state, watch.planned, made)
+
+    def prove(self, build: Build) -> Proof:
+        """Read the engine's graph back and match it with what was planned."""
+        return prove(build.planned, self.engine.optimized_graph(build.model, self.options))
+
+    def learn_emission(self, forms: Mapping[str, Form]) -> Proof:
+        """Find out, group by group, which form the engine takes: Q/DQ, its integer operator, or neither.
+
+        Groups that stay unfused either way are refused from then on: Q/DQ that nothing fuses only costs time.
+        """
+        proof = self.prove(self.build(forms))
+        if proof.missed and self.emit == "auto":
+            for miss in proof.missed:
+                self.engine_forms[f"emit:{miss.group}"] = "qoperator"
+            proof = self.prove(self.build(forms))
+        for _ in range(3):
+            if not proof.missed or self.emit != "auto":
+                break
+            for miss in proof.missed:
+                self.engine_forms.pop(f"emit:{miss.group}", None)
+                self.refused[miss.group] = f"{miss.reason}: {miss.text}"
+            proof = self.prove(self.build(forms))
+        return proof
+
+
+class _PlannedFusions:
+    """An instrument that notes the fused calls before lowering takes them apart."""
+
+    def __init__(self) -> None:
+        self.planned: tuple[Planned, ...] = ()
+
+    def before_pass(self, state: CompileState, step: object) -> None:
+        """Note the calls of a FUSED graph."""
+        if state.phase is Phase.FUSED:
+            self.planned = planned_fusions(state.model)
+
+    def after_pass(self, state: CompileState, step: object, changes: int) -> None:
+        """Do nothing."""
+
+    def on_failure(self, state: CompileState, step: object, error: Exception) -> None:
+        """Do nothing."""
