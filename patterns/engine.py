@@ -227,8 +227,11 @@ class _Run:
         return pairs
 
     def chronicle(self, rule: Rule, found: Match) -> tuple[tuple[str, str], ...]:
-        """Return the past of the matched nodes with this firing; raise if it was there before."""
-        past = max((self.history.get(node, ()) for node in found.nodes), key=len)
+        """Return the past of the root with this firing; raise if it was there before.
+
+        Only the root's own past counts: joining a long chain meets equal expressions at one node after another.
+        """
+        past = self.history.get(found.root, ())
         step = (rule.name, _fingerprint(found))
         if step in past:
             others = [name for name, _ in past[past.index(step) :] if name != rule.name]

@@ -40,7 +40,7 @@ def reshape_target(m: Match) -> list[int] | None:
     becomes -1 only where no copied axis can have length zero, since -1 would be undefined then.
     """
     found, dims = shape_value(m.shape), dimensions(m.x)
-    if found is None or found.scalar or attr_int(m.root, "allowzero", 0):
+    if found is None or found.scalar or (attr_int(m.root, "allowzero", 0) and 0 in found.elements):
         return None
     target: list[int | None] = []
     for index, element in enumerate(found.elements):
@@ -66,7 +66,8 @@ def _has_target(m: Match) -> str | None:
 def _static_reshape(b: Builder, m: Match) -> ir.Value:
     target = reshape_target(m)
     assert target is not None
-    return b.clone(m.root, m.x, b.constant(np.asarray(target, np.int64), f"{m.root.name}:shape"))
+    # Zero means copy in the new target, whatever it meant before.
+    return b.clone(m.root, m.x, b.constant(np.asarray(target, np.int64), f"{m.root.name}:shape"), drop=("allowzero",))
 
 
 def _expands_nothing(m: Match) -> str | None:

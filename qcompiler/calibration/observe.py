@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.engine import Array, Engine, EngineOptions, Feeds
 from qcompiler.errors import CalibrationError
-from qcompiler.ir.graph import all_graphs
+from qcompiler.ir.graph import all_graphs, is_op
 from qcompiler.ir.rewriter import Rewriter
 
 Progress = Callable[[int, int | None], None]
@@ -138,64 +138,62 @@ def tap(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[str, str]
 
 
 def _tapped(rewriter: Rewriter, graph: ir.Graph, wanted: set[str]) -> list[tuple[str, ir.Value]]:
-    """Return (wanted name, value in this graph that carries it); carries values of If bodies outwards."""
+    """Return (wanted name, float32 or float16 value of this graph that carries it); lift those of If bodies outwards."""
     found: list[tuple[str, ir.Value]] = []
     for node in list(graph):
-        for value in node.outputs:
+        for value in list(node.outputs):
             if value.name in wanted and value.dtype in _FLOATS:
-                found.append((str(value.name), value))
-        if node.op_type == "If" and node.domain in ("", "ai.onnx"):
-            found += _lift_branches(rewriter, graph, node, wanted)
+                found.append((value.name, _readable(rewriter, node, value)))
+        if is_op(node, "If"):
+            found += _lift_branches(rewriter, node, wanted)
     return found
 
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def _lift_branches(
-    rewriter: Rewriter, graph: ir.Graph, node: ir.Node, wanted: set[str]
-) -> list[tuple[str, ir.Value]]:
-    branches = [node.attributes[key].as_graph() for key in ("then_branch", "else_branch")]
-    taps = [_tapped(rewriter, branch, wanted) for branch in branches]
-    if not any(taps):
-        return []
+def _readable(rewriter: Rewriter, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Return the value, cast where it is bfloat16, a type that engines do not hand out as an array."""
+    if value.dtype != ir.DataType.BFLOAT16:
+        return value
+    made = rewriter.node(
+        "Cast", [value], after=node, name=f"{value.name}:cast", attributes={"to": int(ir.DataType.FLOAT)}
+    )
+    made.outputs[0].dtype = ir.DataType.FLOAT
+    return made.outputs[0]
+
+
+def _lift_branches(rewriter: Rewriter, node: ir.Node, wanted: set[str]) -> list[tuple[str, ir.Value]]:
+    """Make the wanted values of both branches further outputs of the If.
+
+    Each is an output of both branches at the same place, or the branches would not agree in number and order. The node
+    is extended in place: its own outputs may be wanted too.
+    """
+    then_branch, else_branch = (node.attributes[key].as_graph() for key in ("then_branch", "else_branch"))
     extra: list[tuple[str, ir.DataType]] = []
-    for own, branch, other in ((taps[0], branches[0], branches[1]), (taps[1], branches[1], branches[0])):
-        for name, value in own:
+    for branch, other in ((then_branch, else_branch), (else_branch, then_branch)):
+        for name, value in _tapped(rewriter, branch, wanted):
             dtype = value.dtype or ir.DataType.FLOAT
-            _append_outputs(rewriter, branch, other, value, dtype)
+            branch.outputs.append(_append(rewriter, branch, "Identity", [value], f"{name}:copy", dtype))
+            other.outputs.append(_append(rewriter, other, "Constant", [], f"{name}:none", dtype))
             extra.append((name, dtype))
-    old = list(node.outputs)
-    made = ir.Node(
-        "", "If", node.inputs, attributes=list(node.attributes.values()), num_outputs=len(old) + len(extra),
-        name=rewriter.unique(f"{node.name}:tapped"),
-    )  # fmt: skip
-    graph.insert_before(node, made)
+    first = len(node.outputs)
+    node.resize_outputs(first + len(extra))
     lifted = []
-    for index, (name, dtype) in enumerate(extra):
-        value = made.outputs[len(old) + index]
+    for value, (name, dtype) in zip(node.outputs[first:], extra, strict=True):
         value.name, value.dtype = rewriter.unique(f"{name}:tap"), dtype
         lifted.append((name, value))
-    for before, after in zip(old, made.outputs, strict=False):
-        after.name = rewriter.unique(f"{before.name}:tapped")
-        after.type, after.shape = before.type, before.shape
-        rewriter.replace(before, after)
-    graph.remove(node, safe=False)
     return lifted
 
 
-def _append_outputs(
-    rewriter: Rewriter, branch: ir.Graph, other: ir.Graph, value: ir.Value, dtype: ir.DataType
-) -> None:
-    """Make a value an output of its branch, and an empty tensor the output of the other."""
-    copy = ir.node("Identity", [value], name=rewriter.unique(f"{value.name}:copy"))
-    copy.outputs[0].name, copy.outputs[0].dtype = rewriter.unique(f"{value.name}:out"), dtype
-    branch.append(copy)
-    branch.outputs.append(copy.outputs[0])
-    empty = ir.node(
-        "Constant", [], attributes={"value": ir.tensor(np.zeros(0, dtype.numpy()), dtype=dtype)},
-        name=rewriter.unique(f"{value.name}:empty"),
-    )  # fmt: skip
-    empty.outputs[0].name, empty.outputs[0].dtype = rewriter.unique(f"{value.name}:none"), dtype
-    other.append(empty)
-    other.outputs.append(empty.outputs[0])
+def _append(
+    rewriter: Rewriter, graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType
+) -> ir.Value:
+    """Append a copy (Identity) or an empty tensor (Constant) to a branch; its shape is left to the engine to infer."""
+    empty = {"value": ir.tensor(np.zeros(0, dtype.numpy()), dtype=dtype)}
+    made = ir.node(
+        op_type, inputs, attributes=empty if op_type == "Constant" else None, name=rewriter.unique(f"{name}:node")
+    )
+    made.outputs[0].name, made.outputs[0].dtype = rewriter.unique(name), dtype
+    graph.append(made)
+    return made.outputs[0]

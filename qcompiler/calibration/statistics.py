@@ -22,6 +22,8 @@ from qcompiler.errors import CalibrationError
 HALF_BINS = 1024
 """Bins on each side of zero; a histogram has twice as many."""
 _VERSION = 1
+_BLOCK = 1 << 15
+"""Elements taken in at a time: the temporary arrays stay in the second-level cache."""
 
 
 @dataclass
@@ -63,16 +65,36 @@ class TensorStatistics:
             return
         low, high = float(flat.min()), float(flat.max())
         self._widen(max(-low, high))
-        index = np.floor(flat * np.float32(1.0 / self.width)).astype(np.int32)
-        index += HALF_BINS
-        np.clip(index, 0, 2 * HALF_BINS - 1, out=index)
-        self.counts += np.bincount(index, minlength=2 * HALF_BINS)
+        total = square = 0.0
+        nonzero = 0
+        for start in range(0, flat.size, _BLOCK):
+            block = flat[start : start + _BLOCK]
+            self._count(block, low)
+            nonzero += int(np.count_nonzero(block))
+            wide = block.astype(np.float64)
+            total += float(wide.sum())
+            square += float(np.einsum("i,i->", wide, wide))
         self.count += flat.size
-        self.zeros += flat.size - int(np.count_nonzero(flat))
+        self.zeros += flat.size - nonzero
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        total = float(np.sum(flat, dtype=np.float64))
-        square = float(np.einsum("i,i->", flat, flat, dtype=np.float64))
         self.sums.append((total, square, flat.size, low, high))
+
+    def _count(self, block: npt.NDArray[np.float32], low: float) -> None:
+        """Add one block to the histogram, whose reach covers it; ``low`` is no larger than its smallest value.
+
+        Scaling by a power of two is exact but for one case: a negative number may become a zero, and fall on the wrong
+        side of it. Those are counted and put back, so that a wider histogram equals a finer one folded.
+        """
+        scaled = block * np.float32(2.0**-self.exponent)
+        np.floor(scaled, out=scaled)
+        index = scaled.astype(np.int64)
+        index += HALF_BINS
+        added = np.bincount(index, minlength=2 * HALF_BINS)
+        if low < 0:
+            lost = int(np.count_nonzero(block < 0)) - int(added[:HALF_BINS].sum())
+            added[HALF_BINS] -= lost
+            added[HALF_BINS - 1] += lost
+        self.counts += added
 
     def _widen(self, reach: float) -> None:
         """Double the bin width until ``reach`` lies inside, folding neighbours together."""

@@ -42,14 +42,14 @@ def quantize(x: Array, params: QuantParams) -> Int:
     low, high = params.spec.limits
     # The quotient is taken in float32, as engines do: a float64 one rounds other ties.
     scaled = np.rint(x.astype(np.float32) / scale.astype(np.float32)).astype(np.float64)
-    return np.clip(scaled + zero, low, high).astype(np.int64)
+    return np.asarray(np.clip(scaled + zero, low, high), np.int64)
 
 
 def dequantize(q: npt.NDArray[Any], params: QuantParams) -> Float:
     """Turn integers into float32: (q - zero_point) * scale (ONNX DequantizeLinear)."""
     scale = along(params.scale, q.ndim, params.spec.axis)
     zero = along(params.zero_point, q.ndim, params.spec.axis)
-    return ((q.astype(np.int64) - zero).astype(np.float32) * scale).astype(np.float32)
+    return np.asarray((q.astype(np.int64) - zero).astype(np.float32) * scale, np.float32)
 
 
 def requantize(accumulator: npt.NDArray[np.int64], multiplier: npt.ArrayLike, params: QuantParams) -> Int:

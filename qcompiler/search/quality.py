@@ -133,7 +133,7 @@ def class_like_outputs(model: ir.Model) -> tuple[str, ...]:
         node = value.producer()
         for _ in range(4):
             source = node.inputs[0] if node is not None and node.inputs else None
-            if node is None or source is None or not is_op(node, "Add", "Identity", "Reshape", "Squeeze", "Cast"):
+            if node is None or source is None or not is_op(node, "Add", "Identity", "Reshape", "Squeeze", "Cast", "QuantizeLinear"):
                 break
             node = source.producer()
         if is_op(node, "Softmax", "LogSoftmax", "Gemm", "MatMul"):

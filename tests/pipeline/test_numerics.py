@@ -98,15 +98,13 @@ def test_random_values_are_fed_not_compared() -> None:
 
 def test_a_name_that_took_over_its_readers_meaning_is_not_blamed() -> None:
     """A Mul folded into the MatMul in front of it keeps the name ``a``, which now holds what ``b`` held."""
-    weights = "float[4,4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}"
-    doubled = weights.replace("1", "2")
-    first = model(f"<{weights}, float k = {{2.0}}> {{ a = MatMul (x, w) b = Mul (a, k) c = Neg (b) y = Relu (c) }}")
-    second = model(f"<{doubled.replace('float[2,2]', 'float[4,4]').replace('float[4,4] w', 'float[4,4] w')}> "
-                   "{ a = MatMul (x, w) c = Neg (a) y = Relu (c) }")  # fmt: skip
+    body = "<float[4,4] w = {D,0,0,0, 0,D,0,0, 0,0,D,0, 0,0,0,D}, float k = {2.0}> "
+    first = model(body.replace("D", "1") + "{ a = MatMul (x, w) b = Mul (a, k) c = Neg (b) y = Relu (c) }")
+    folded = body + "{ a = MatMul (x, w) c = Neg (a) y = Relu (c) }"
+    second = model(folded.replace("D", "2"))
     found = compare_changed(first, second, ENGINE, feeds([1, -2, 3, 4]), Reassociates(1e-6))
     assert not any(f.exceeded for f in found)
-    wrong = model(f"<{doubled.replace('2', '3')}> {{ a = MatMul (x, w) c = Neg (a) y = Relu (c) }}")
-    found = compare_changed(first, wrong, ENGINE, feeds([1, -2, 3, 4]), Reassociates(1e-6))
+    found = compare_changed(first, model(folded.replace("D", "3")), ENGINE, feeds([1, -2, 3, 4]), Reassociates(1e-6))
     assert any(f.exceeded for f in found)
 
 
@@ -128,12 +126,12 @@ def test_contracts_on_float(contract: Contract, error: float, exceeded: bool) ->
 
 def test_half_precision_may_round_by_its_own_type() -> None:
     head = "(float16[N,4] x) => (float16[N,4] y)"
-    first = model("<float16 k = {1.0}> { y = Mul (x, k) }", head)
-    data = [{"x": np.array([[1, 2, 3, 4]], np.float16)}]
+    first = model("<float16 k = {15360}> { y = Mul (x, k) }", head)
+    data = [{"x": np.array([[1, 2, 3, 4]], np.float16)}]  # 15360 and 15362 are the bits of 1 and of 1 + 2 * 2^-10
     (figure,) = compare_changed(
-        first, model("<float16 k = {1.002}> { y = Mul (x, k) }", head), ENGINE, data, Reassociates(1e-5)
+        first, model("<float16 k = {15362}> { y = Mul (x, k) }", head), ENGINE, data, Reassociates(1e-5)
     )
-    assert figure.bound == 4 * 2.0**-10
+    assert (figure.error, figure.bound) == (2 * 2.0**-10, 4 * 2.0**-10)
     assert not figure.exceeded
 
 
@@ -165,7 +163,7 @@ def test_a_value_without_scale_takes_the_step_of_eight_bits() -> None:
     first = model("<float k = {1.0}> { y = Mul (x, k) }")
     second = model("<float k = {1.01}> { y = Mul (x, k) }")
     (figure,) = compare_changed(first, second, ENGINE, feeds([-51.0, 0, 0, 204.0]), WithinStep(3))
-    assert figure.error == pytest.approx(2.04)
+    assert figure.error == pytest.approx(2.04, rel=1e-5)
 
 
 def test_the_step_is_found_through_operators_that_keep_it() -> None:
