@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.ir.graph import attr_int, const_array, is_const, is_op
+from qcompiler.ir.graph import attr_int, const_array, consumers, is_const, is_op
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.pipeline.base import Pass
@@ -35,6 +35,7 @@ class ImportQdq(Pass):
         """Remove pairs and return how many nodes were taken out."""
         rewriter = Rewriter(state.model)
         for graph in quantizable_graphs(state.model):
+            _Floats(state, rewriter).lift(graph)
             for node in list(graph):
                 if node.graph is graph and is_op(node, "DequantizeLinear"):
                     self._dequantize(state, rewriter, node)
@@ -108,6 +109,50 @@ class ImportQdq(Pass):
         fixed = _as_activation(*numbers, state.target.activation)
         if fixed is not None:
             state.imported.setdefault(str(x.name), fixed)
+
+
+MOVERS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand", "Tile", "MaxPool")
+"""Operators that imported models also run on integers between QuantizeLinear and DequantizeLinear."""
+
+
+class _Floats:
+    """Give operators that move integers a twin that moves the floats they stand for."""
+
+    def __init__(self, state: CompileState, rewriter: Rewriter) -> None:
+        self.state, self.rewriter = state, rewriter
+
+    def lift(self, graph: ir.Graph) -> None:
+        """Turn Quantize-move-Dequantize into Quantize-Dequantize-move, over chains of moves."""
+        for node in list(graph):
+            source = node.inputs[0] if node.inputs else None
+            if source is None or not is_op(node, *MOVERS) or len(node.outputs) != 1:
+                continue
+            quantize = source.producer()
+            readers = consumers(node.outputs[0])
+            ends = readers and all(is_op(r, "DequantizeLinear", *MOVERS) for r in readers)
+            if not is_op(quantize, "QuantizeLinear") or not ends or node.outputs[0].is_graph_output():
+                continue
+            assert quantize is not None and quantize.inputs[0] is not None
+            moved = self.rewriter.node(
+                node.op_type, [quantize.inputs[0], *node.inputs[1:]], before=node, origin=[node],
+                name=f"{node.name}:float", outputs=[f"{node.outputs[0].name}:float"],
+            )  # fmt: skip
+            for attribute in node.attributes.values():
+                moved.attributes[attribute.name] = attribute
+            moved.outputs[0].dtype, moved.outputs[0].shape = ir.DataType.FLOAT, node.outputs[0].shape
+            again = self.rewriter.node(
+                "QuantizeLinear", [moved.outputs[0], *quantize.inputs[1:]], before=node, origin=[node],
+                name=f"{node.name}:quantize", outputs=[f"{node.outputs[0].name}:again"],
+            )  # fmt: skip
+            for attribute in quantize.attributes.values():
+                again.attributes[attribute.name] = attribute
+            again.outputs[0].dtype, again.outputs[0].shape = source.dtype, node.outputs[0].shape
+            numbers = _numbers(quantize)
+            fixed = None if numbers is None else _as_activation(*numbers, self.state.target.activation)
+            if fixed is not None:
+                self.state.imported.setdefault(str(quantize.inputs[0].name), fixed)
+            self.rewriter.replace(node.outputs[0], again.outputs[0])
+            self.rewriter.erase_dead([node])
 
 
 def _numbers(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompiler.engine import Array
 from qcompiler.errors import PassError
-from qcompiler.ir.graph import const_array, origins
+from qcompiler.ir.graph import const_array, consumers, is_op, origins
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.pipeline.base import Pass
@@ -18,8 +18,8 @@ from qcompiler.pipeline.contract import Contract, Lossy
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.arithmetic import bias_scale, fit_bias, quantize, quantize_bias, weight_params
 from qcompiler.quant.plan import use_point
-from qcompiler.quant.spec import QuantParams, affine_params, fixed_params
-from qcompiler.targets.groups import Group, find_groups
+from qcompiler.quant.spec import QuantParams, QuantSource, QuantSpec, affine_params, fixed_params
+from qcompiler.targets.groups import Group, find_groups, quantizable_graphs
 from qcompiler.targets.placement import DYNAMIC_SUFFIX, activation_bounds, root_point
 
 
@@ -64,7 +64,52 @@ class _Inserter:
             for value in group.data if group.row.kind != "recurrent" else ():
                 self._read(group, value, dynamic=form == "dynamic")
             self._constants(group)
+        self._keep_imported()
         self.rewriter.erase_dead([n for v in self.shared.values() if (n := v.producer()) is not None])
+
+    def _keep_imported(self) -> None:
+        """Put the Q/DQ pairs of an imported model back where no group stores the value quantized.
+
+        The imported model is the reference: a value that it rounds and clips stays rounded and clipped.
+        """
+        for graph in quantizable_graphs(self.state.model):
+            for node in list(graph):
+                for value in node.outputs:
+                    name = str(value.name)
+                    source = self.state.imported.get(name)
+                    if source is None or name in self.stored or is_op(node, "DequantizeLinear"):
+                        continue
+                    # A signed QuantizeLinear towards the outside reads the pair too: the engine fuses an operator
+                    # between an unsigned DequantizeLinear and a signed QuantizeLinear into a kernel it then refuses.
+                    readers = list(consumers(value))
+                    if value.dtype == ir.DataType.FLOAT and readers:
+                        self._round(node, value, readers, source)
+
+    def _round(self, node: ir.Node, value: ir.Value, readers: list[ir.Node], source: QuantSource) -> None:
+        """Let the readers of a value read it through a Q/DQ pair."""
+        name = str(value.name)
+        if name not in self.numbers:
+            params = fixed_params(QuantSpec(self.state.target.activation), source)
+            zero = params.zero_point.astype(params.spec.storage.dtype)
+            self.numbers[name] = (
+                self.rewriter.constant(params.scale, f"{name}:scale"),
+                self.rewriter.constant(zero, f"{name}:zero_point"),
+            )
+        scale, zero_point = self.numbers[name]
+        q = self.rewriter.node(
+            "QuantizeLinear", [value, scale, zero_point], after=node, origin=[node], name=f"{name}/QuantizeLinear",
+            outputs=[f"{name}:q"],
+        )  # fmt: skip
+        q.outputs[0].dtype, q.outputs[0].shape = zero_point.dtype, value.shape
+        dq = self.rewriter.node(
+            "DequantizeLinear", [q.outputs[0], scale, zero_point], after=q, origin=[node], name=f"{node.name}:dequantize",
+            outputs=[f"{name}:dq"],
+        )  # fmt: skip
+        dq.outputs[0].dtype, dq.outputs[0].shape = value.dtype, value.shape
+        for reader in readers:
+            for index, read in enumerate(reader.inputs):
+                if read is value:
+                    self.rewriter.set_input(reader, index, dq.outputs[0])
 
     # ---- activations ------------------------------------------------------------------------------------------
 
@@ -249,7 +294,9 @@ class _Inserter:
         key = (name, repr((params.spec, params.scale.tobytes())))
         if key not in self.weights:
             storage = params.spec.storage
-            q = quantize(array, params).astype(storage.dtype)
+            if key not in self.state.quantized:
+                self.state.quantized[key] = quantize(array, params).astype(storage.dtype)
+            q = self.state.quantized[key]
             zero = params.zero_point.astype(storage.dtype)
             self.weights[key] = (
                 self.rewriter.constant(q, f"{name}:q"),

@@ -43,6 +43,11 @@ class Emission:
         kind = self.function.metadata_props["qcompiler.root"]
         return next(n for n in self.function if n.op_type == kind)
 
+    def outer(self, values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+        """Return what the call passes for the given function inputs; absent ones stay absent."""
+        names = list(self.function.inputs)
+        return [None if v is None else self.call.inputs[names.index(v)] for v in values]
+
     @property
     def quantized_output(self) -> bool:
         """Return whether the call ends in a QuantizeLinear."""
@@ -65,7 +70,7 @@ class Emission:
         self.call.name = self.rewriter.unique(f"{group}:was")
         made.name = group
         for new, old in zip(made.outputs, self.call.outputs, strict=True):
-            new.type, new.shape = old.type, old.shape
+            self.rewriter.take_over(old, new)
         return tuple(made.outputs)
 
     def root_attributes(self) -> dict[str, Any]:
@@ -112,8 +117,8 @@ def matmul_integer_to_float(e: Emission) -> tuple[ir.Value, ...] | None:
     if e.quantized_output or e.activation or "bs" in e.roles:
         return None
     if bias is not None:
-        array = const_array(bias)
-        if array is None:
+        array, weight = const_array(bias), e.roles["w"].shape
+        if array is None or weight is None or array.size != weight[-1]:
             return None
         if array.ndim != 1:
             bias = e.rewriter.constant(array.reshape(-1), f"{bias.name}:flat")
@@ -138,7 +143,9 @@ def qlinear_concat(e: Emission) -> tuple[ir.Value, ...] | None:
 def qlinear_unary(e: Emission) -> tuple[ir.Value, ...] | None:
     """Emit QLinearSigmoid, QLinearLeakyRelu, QLinearAveragePool, QLinearGlobalAveragePool."""
     attributes = dict(e.root_attributes())
-    attributes.pop("dilations", None)
+    dilations = attributes.pop("dilations", None)
+    if not e.quantized_output or (dilations is not None and any(d != 1 for d in dilations.as_ints())):
+        return None
     return e.emit(f"QLinear{e.root.op_type}", [e.get(r) for r in ("x", "xs", "xz", "ys", "yz")], _MS, attributes)
 
 
@@ -146,8 +153,7 @@ def move_integers(e: Emission) -> tuple[ir.Value, ...] | None:
     """Emit the operator itself on integers; parameters in and out must be the same values."""
     if e.get("xs") is not e.get("ys") or e.get("xz") is not e.get("yz"):
         return None
-    others = [e.roles[f"other.{i}"] for i in range(len(e.roles)) if f"other.{i}" in e.roles]
-    return e.emit(e.root.op_type, [e.get("x"), *others], "", e.root_attributes())
+    return e.emit(e.root.op_type, [e.get("x"), *e.outer(e.root.inputs[1:])], "", e.root_attributes())
 
 
 def dynamic_quantize_lstm(e: Emission) -> tuple[ir.Value, ...] | None:
@@ -168,10 +174,7 @@ def dynamic_quantize_lstm(e: Emission) -> tuple[ir.Value, ...] | None:
         for k, a in (("w", w), ("r", r))
     ]
     # Inputs: X, W, R, B, sequence_lens, initial_h, initial_c, P, then scales and zero points of W and R.
-    rest: list[ir.Value | None] = []
-    names = list(e.function.inputs)
-    for value in e.root.inputs[3:8]:
-        rest.append(None if value is None else e.call.inputs[names.index(value)])
+    rest = e.outer(e.root.inputs[3:8])
     rest += [None] * (5 - len(rest))
     keep = {k: v for k, v in e.root_attributes().items() if k != "layout"}
     return e.emit("DynamicQuantizeLSTM", [e.get("x"), *weights, *rest, *scales], _MS, keep)

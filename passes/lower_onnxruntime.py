@@ -110,7 +110,7 @@ def inline(rewriter: Rewriter, call: ir.Node, function: ir.Function) -> None:
     for old, inner in zip(call.outputs, function.outputs, strict=True):
         new = mapping[inner]
         assert new is not None
-        new.type, new.shape = old.type, old.shape
+        rewriter.take_over(old, new)
         rewriter.replace(old, new)
     rewriter.erase(call)
 

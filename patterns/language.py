@@ -67,7 +67,10 @@ class Maybe:
 
 @dataclass(frozen=True)
 class Rest:
-    """All remaining inputs, each matching ``each``; names inside are bound as ``name.index``."""
+    """All remaining inputs, each matching ``each``; names inside are bound as ``name.index``.
+
+    Without ``each`` absent inputs in the middle are let through and bind nothing.
+    """
 
     name: str
     each: Pattern | None = None

@@ -218,7 +218,11 @@ def _match_rest(
         return
     value = inputs[index]
     label = f"{place.prefix}{pattern.name}.{index}"
-    if value is None or (bound := _bound(state, label, value)) is None:
+    if value is None:
+        if pattern.each is None:  # an absent optional input in the middle binds nothing
+            yield from _match_rest(pattern, inputs, state, place, index + 1)
+        return
+    if (bound := _bound(state, label, value)) is None:
         return
     if pattern.each is None:
         yield from _match_rest(pattern, inputs, bound, place, index + 1)

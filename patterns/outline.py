@@ -24,7 +24,7 @@ def outline(b: Builder, m: Match) -> BuildResult:
     roles = {
         name: value for name, value in m.bindings.items() if value.producer() not in inside and "." not in name
     } | {name: value for name, value in m.bindings.items() if "." in name and value.producer() not in inside}
-    inputs = list(dict.fromkeys(roles.values()))
+    inputs = list(dict.fromkeys((*roles.values(), *_unnamed(m, inside, roles))))
     root = m.node("root")
     function = _function(b, m, inputs, roles)
     group = root.name or root.op_type
@@ -35,8 +35,15 @@ def outline(b: Builder, m: Match) -> BuildResult:
     )
     call.name = group
     for new, old in zip(call.outputs, m.root.outputs, strict=True):
-        new.type, new.shape = old.type, old.shape
+        b.rewriter.take_over(old, new)
     return tuple(call.outputs)
+
+
+def _unnamed(m: Match, inside: set[ir.Node], roles: dict[str, ir.Value]) -> list[ir.Value]:
+    """Return what matched nodes read without a name in the pattern: the bounds of a Clip."""
+    named = set(roles.values())
+    read = (v for node in m.nodes for v in node.inputs if v is not None and v.producer() not in inside)
+    return [v for v in dict.fromkeys(read) if v not in named]
 
 
 def _function(b: Builder, m: Match, inputs: list[ir.Value], roles: dict[str, ir.Value]) -> ir.Function:
@@ -100,12 +107,17 @@ def _signature(body: list[ir.Node], inputs: list[ir.Value], roles: dict[str, ir.
     return ";".join(lines)
 
 
+def role_indices(function: ir.Function) -> dict[str, int]:
+    """Return role to position among the function's inputs."""
+    pairs = (pair.split("=") for pair in function.metadata_props[ROLES].split(","))
+    return {role: int(index) for role, index in pairs}
+
+
 def roles_of(function: ir.Function, call: ir.Node) -> dict[str, ir.Value]:
     """Return the call's inputs by role."""
     found = {}
-    for pair in function.metadata_props[ROLES].split(","):
-        role, index = pair.split("=")
-        value = call.inputs[int(index)]
+    for role, index in role_indices(function).items():
+        value = call.inputs[index]
         assert value is not None
         found[role] = value
     return found

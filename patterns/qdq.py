@@ -6,17 +6,16 @@ weight, ``b`` the bias, ``y`` the output. The lowering reads the roles back.
 
 from __future__ import annotations
 
-from qcompiler.ir.graph import is_const, is_op, single_consumer
+import onnx_ir as ir
+
+from qcompiler.ir.graph import is_const, is_op, rank_of, shape_of, single_consumer
 from qcompiler.patterns.language import Clause, Op, Pattern, Rest, Rule, any_of, const, maybe, op, opt, rest, rule, var
 from qcompiler.patterns.match import Match
 from qcompiler.patterns.outline import outline
+from qcompiler.patterns.scales import MOVERS, same_params, selects_only
 
 ACTIVATIONS = ("Relu", "Clip")
 UNARY = ("AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax")
-MOVERS = (
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand", "Tile", "DepthToSpace",
-    "MaxPool", "Resize",
-)  # fmt: skip
 
 
 def dq(role: str) -> Op:
@@ -38,6 +37,8 @@ _OTHERS: Rest = rest("other")
 
 def _larger_group(m: Match) -> str | None:
     """Refuse where a bias or a quantization follows: the rule that includes it is to fire there."""
+    if m.get("b") is not None and m.get("bs") is None:
+        return None  # a float bias is added behind the integers: no larger group has one
     reader = single_consumer(m.root.outputs[0])
     if reader is None:
         return None
@@ -46,9 +47,37 @@ def _larger_group(m: Match) -> str | None:
         return "larger-group: an activation and a quantization follow" if is_op(reader, "QuantizeLinear") else None
     if is_op(reader, "QuantizeLinear"):
         return "larger-group: a quantization follows"
-    if is_op(reader, "Add") and m.root.op_type == "MatMul" and any(is_const(v) for v in reader.inputs):
+    if is_op(reader, "Add") and m.root.op_type == "MatMul" and any(_is_bias(v, m.w) for v in reader.inputs):
         return "larger-group: a bias follows"
     return None
+
+
+def _is_bias(value: ir.Value | None, weight: ir.Value) -> bool:
+    """Return whether a value is a constant with one number per column of the weight."""
+    shape, columns = shape_of(value), shape_of(weight)
+    if not is_const(value) or not shape or not columns or len(columns) != 2:
+        return False
+    return shape[-1] == columns[-1] and all(d == 1 for d in shape[:-1])
+
+
+def _per_column(m: Match) -> str | None:
+    if not _is_bias(m.b, m.w):
+        return "bias-shape: the added constant is not one number per column of the weight"
+    shape, rank = shape_of(m.b), rank_of(m.root.outputs[0])
+    if shape is not None and len(shape) > 1 and (rank is None or len(shape) > rank):
+        return "bias-shape: the added constant may add axes"
+    return None
+
+
+def _moves_integers(m: Match) -> str | None:
+    node = m.node("root")
+    first = node.inputs[0]
+    assert first is not None
+    dequantize = first.producer()
+    assert dequantize is not None
+    if not same_params(dequantize, m.root):
+        return "parameters-differ: the operator moves integers only with equal parameters on both sides"
+    return selects_only(node)
 
 
 _WHOLE = (Clause("whole_group", _larger_group),)
@@ -75,7 +104,7 @@ FUSE_RULES: tuple[Rule, ...] = (
     rule(
         "dq-matmul-add",
         match=op("Add", _MATMUL, const("b"), name="bias"),
-        where=_WHOLE,
+        where=[Clause("per_column", _per_column)],
         build=outline,
         doc="Fold the dequantizations of a MatMul, and the bias behind it, into an integer MatMul with float output.",
     ),
@@ -114,6 +143,7 @@ FUSE_RULES: tuple[Rule, ...] = (
     rule(
         "dq-move-q",
         match=q(op(MOVERS, dq("x"), _OTHERS, name="root")),
+        where=[Clause("moves_integers", _moves_integers)],
         build=outline,
         doc="Let an operator that only moves or selects elements move integers.",
     ),

@@ -31,6 +31,7 @@ def compile(
     emit: str = "auto",
     min_sqnr: float | None = None,
     random_calibration: int = 0,
+    opset: int | None = None,
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compile a float or QDQ model into a quantized one that is measured to be faster and close enough.
@@ -54,6 +55,7 @@ def compile(
         emit: ``auto``, or ``qdq`` / ``qoperator`` to force one form of the output.
         min_sqnr: least SQNR per output in dB; the recipe's by default.
         random_calibration: calibrate with this many random feeds instead of data (the report warns).
+        opset: ONNX operator set of the result; by default the one it was compiled in.
         progress: called with one line per step; silent by default.
 
     Returns:
@@ -64,7 +66,7 @@ def compile(
     """
     options = Options(
         target, recipe, calibration, overrides, budget, metric, evaluation, shapes, decisions, dump, threads, guard,
-        emit, min_sqnr, random_calibration, progress,
+        emit, min_sqnr, random_calibration, progress, opset,
     )  # fmt: skip
     return compile_model(model, options)
 

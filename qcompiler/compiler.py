@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,12 @@ from qcompiler.calibration.readers import FeedSource, as_feed_source, random_fee
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.decisions import Decisions
 from qcompiler.engine import Array, EngineOptions, Feeds, TensorInfo
-from qcompiler.errors import BudgetError, CalibrationError, PassError
+from qcompiler.errors import BudgetError, CalibrationError, PassError, TargetError
 from qcompiler.ir.analysis import macs
 from qcompiler.ir.graph import is_float
 from qcompiler.ir.importer import import_model
+from qcompiler.ir.opset import set_opset
+from qcompiler.ir.schemas import LEAST_LOWERED
 from qcompiler.ir.serialize import save_model, to_bytes
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.import_qdq import ImportQdq
@@ -32,20 +37,27 @@ from qcompiler.pipeline.state import CompileState, Remark
 from qcompiler.quant.plan import Form
 from qcompiler.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qcompiler.report.report import GroupReport, Report
-from qcompiler.search.accuracy import AccuracyResult, Bound, accuracy_guard
+from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound
 from qcompiler.search.budget import Budget, parse_budget
 from qcompiler.search.candidates import candidate_sets
 from qcompiler.search.quality import Judge, Metric, Quality, class_like_outputs
 from qcompiler.search.speed import SpeedSearch
 from qcompiler.search.timing import EngineStopwatch, Stopwatch
+from qcompiler.targets.groups import Group
 from qcompiler.targets.host import Processor, detect, host_target_name
 from qcompiler.targets.placement import Policy, propose
 from qcompiler.targets.target import Target, load_target
 from qcompiler.workshop import Build, Workshop
 
+ESTIMATOR_CHOICES = ("min-max", "percentile:99.999", "percentile:99.99", "auto")
+"""Range estimators that the recipe's ``auto`` compares on set-aside feeds."""
+
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]]
 Progress = Callable[[str], None]
+
+_MOST_HELD_OUT = 16
+"""Evaluation feeds that serve the accuracy guard where there is no calibration data."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class Options:
     min_sqnr: float | None = None
     random_calibration: int = 0
     progress: Progress | None = None
+    opset: int | None = None
     stopwatch: Stopwatch | None = None
 
 
@@ -98,8 +111,8 @@ class CompiledModel:
             ModelError: the path cannot be written.
         """
         target = Path(path)
-        save_model(self.model, target, strip=True)
-        write_text(target.with_suffix(".decisions.json"), self.decisions.to_json())
+        with staged_text(decisions_path(target), self.decisions.to_json()):
+            save_model(self.model, target, strip=True)
 
     def session(self, threads: int = 0) -> Any:
         """Return an ``onnxruntime.InferenceSession`` of the compiled model.
@@ -110,19 +123,34 @@ class CompiledModel:
         return OrtEngine().load(self.model, EngineOptions(threads=threads)).session
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it.
+def decisions_path(path: str | Path) -> Path:
+    """Return where `CompiledModel.save` puts the decisions record of a model."""
+    return Path(path).with_suffix(".decisions.json")
+
+
+@contextmanager
+def staged_text(path: Path, text: str) -> Iterator[None]:
+    """Write a text file under a temporary name, and rename it once the block has succeeded.
 
     Raises:
         PassError: the path cannot be written.
     """
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PassError(f"cannot write {path}: {error.strerror or error}") from error
+        if path.is_dir():
+            raise PassError(f"cannot write {path}: it is a folder")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise PassError(f"cannot write {path}: {error.strerror or error}") from error
+        yield
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            raise PassError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def compile_model(source: ModelSource, options: Options) -> CompiledModel:
@@ -184,9 +212,11 @@ class _Compilation:
         recipe = options.recipe if isinstance(options.recipe, Recipe) else load_recipe(options.recipe)
         if options.overrides is not None:
             path = Path(options.overrides)
-            if not path.is_file():
-                raise PassError(f"cannot read the overrides {path}: no such file")
-            extra = parse_recipe(path.read_text(encoding="utf-8"), path.stem)
+            try:
+                text = path.read_text(encoding="utf-8", errors="replace")
+            except OSError as error:
+                raise PassError(f"cannot read the overrides {path}: {error.strerror or error}") from error
+            extra = parse_recipe(text, path.stem)
             recipe = replace(recipe, overrides=(*recipe.overrides, *extra.overrides))
         self.recipe = recipe
         self.engine_options = EngineOptions(threads=options.threads if options.threads is not None else 1)
@@ -196,6 +226,12 @@ class _Compilation:
         if options.metric is not None and options.evaluation is None:
             raise BudgetError("a metric needs evaluation data: give --evaluation SRC")
         self.decisions = _read_decisions(options.decisions)
+        if options.emit not in ("auto", "qdq", "qoperator"):
+            raise PassError(f"emit is {options.emit!r}; expected auto, qdq or qoperator")
+        if options.opset is not None and not LEAST_LOWERED <= options.opset <= self.target.max_opset:
+            raise TargetError(
+                f"opset is {options.opset}; expected {LEAST_LOWERED} to {self.target.max_opset} for {self.target.name}"
+            )
 
     def _say(self, text: str) -> None:
         if self.options.progress is not None:
@@ -203,6 +239,7 @@ class _Compilation:
 
     def _read_data(self, inputs: Sequence[TensorInfo]) -> None:
         options = self.options
+        self.evaluation = as_feed_source(options.evaluation, inputs) if options.evaluation is not None else None
         self.feeds: FeedSource | None = None
         if options.calibration is not None:
             self.feeds = as_feed_source(options.calibration, inputs)
@@ -211,12 +248,16 @@ class _Compilation:
             self.warnings.append(
                 "calibrated with random data, as asked: ranges and accuracy figures say nothing about real data"
             )
+        elif self.evaluation is not None:
+            self.warnings.append(
+                "no calibration data: only dynamic forms were considered, and evaluation feeds serve the accuracy "
+                "guard; give --calibration SRC for static forms"
+            )
         else:
             self.warnings.append(
                 "no calibration data: only dynamic forms were considered and accuracy was not measured; "
                 "give --calibration SRC for static forms and the accuracy guard"
             )
-        self.evaluation = as_feed_source(options.evaluation, inputs) if options.evaluation is not None else None
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -224,11 +265,13 @@ class _Compilation:
         self.statistics: Statistics | None = None
         self.held_out: list[Feeds] = []
         if self.feeds is None:
+            # Without this a budget on the metric would go unchecked.
+            self.held_out = list(itertools.islice(self.evaluation or (), _MOST_HELD_OUT))
             return
         split = self.feeds.split()
         if split.shared:
             self.warnings.append("a single calibration feed serves for ranges and for checking alike; give more feeds")
-        names = list(dict.fromkeys([*self._wanted_values(state.model)]))
+        names = list(dict.fromkeys(wanted_values(state.model, self.workshop.groups)))
 
         def report(done: int, total: int | None) -> None:
             self._say(f"calibrate {done}" + (f"/{total}" if total else ""))
@@ -236,16 +279,6 @@ class _Compilation:
         self.statistics = observe(state.model, names, split.ranges, self.engine, threads=1, progress=report)
         state.statistics = self.statistics
         self.held_out = list(split.held_out)
-
-    def _wanted_values(self, model: ir.Model) -> Iterable[str]:
-        """Yield the float values whose ranges any form may need, and the scores of every Softmax."""
-        for group in self.workshop.groups:
-            for value in (*group.data, *group.results, group.float_result):
-                if is_float(value):
-                    yield str(value.name)
-        for node in model.graph.all_nodes():
-            if node.op_type == "Softmax" and node.inputs[0] is not None:
-                yield str(node.inputs[0].name)
 
     # ---- decisions --------------------------------------------------------------------------------------------
 
@@ -255,10 +288,15 @@ class _Compilation:
         self.accuracy: AccuracyResult | None = None
         self.why: dict[str, str] = {}
         self.tried: dict[str, dict[str, float]] = {}
+        self.search: SpeedSearch | None = None
+        self.predict: Callable[[Mapping[str, Form]], float] = lambda forms: 0.0
         self.speedup: tuple[float, float] | None = None
         self.judge = self._judge()
         if self.decisions is not None:
+            self._check_decisions(self.decisions)
             self.workshop.estimator = self.decisions.estimator
+            self.figures = {k: v for k, v in self.decisions.figures.items() if k != "variants"}
+            self.tried = dict(self.decisions.figures.get("variants", {}))
             forms = {g.name: self.decisions.forms.get(g.name, "float") for g in groups}
             self.why = dict(self.decisions.why)
             return forms, dict(self.decisions.engine_forms)
@@ -276,10 +314,29 @@ class _Compilation:
             self.workshop.learn_emission(forms)
             engine_forms = {}
         if self.judge is not None:
-            forms = self._guard_accuracy(forms, engine_forms)
+            guarded = self._guard_accuracy(forms, engine_forms)
+            if guarded != forms and self.search is not None:
+                guarded = self.search.return_losers(guarded, engine_forms)
+            forms = guarded
         if feed is not None:
             forms, engine_forms = self._guard_speed(forms, engine_forms, feed)
         return forms, engine_forms
+
+    def _check_decisions(self, decisions: Decisions) -> None:
+        """Refuse a record whose groups the model does not have; tell if it was made for other weights."""
+        known = {g.name for g in self.workshop.groups}
+        if unknown := sorted(set(decisions.forms) - known):
+            raise PassError(
+                f"the decisions record is of another model: it names {unknown[0]!r}"
+                + (f" and {len(unknown) - 1} more groups" if len(unknown) > 1 else "")
+                + ", which this one does not have; compile anew"
+            )
+        made_for, now = decisions.context.get("model"), _digest(self.given)
+        if made_for is not None and made_for != now:
+            self.warnings.append(
+                f"the decisions record was made for a model of digest {made_for}, this one has {now}: "
+                "its forms are repeated, its figures may not hold"
+            )
 
     def _sample_feed(self) -> Feeds | None:
         """Return a representative feed for timing, or None if there is no way to make one."""
@@ -320,10 +377,13 @@ class _Compilation:
         dynamic = self._learn(dynamic)
         engine_forms = search.avoid_traps({}, self.target.traps, {})
         forms = search.choose(static, dynamic, engine_forms)
+        self.figures |= search.figures
+        self._choose_estimator(static, engine_forms)
         self._note_variant("static", static, engine_forms)
         self._note_variant("dynamic", dynamic, engine_forms)
         engine_forms = search.avoid_traps(forms, self.target.traps, {})
         forms = search.return_losers(forms, engine_forms)
+        self.predict, self.search = search.predict, search
         self.why |= search.why
         self.figures |= search.figures
         return forms, engine_forms
@@ -334,6 +394,18 @@ class _Compilation:
         self.workshop.learn_emission(forms)
         made = self.workshop.build(forms)
         return {name: made.forms.get(name, "float") for name in forms}
+
+    def _choose_estimator(self, static: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
+        """Keep the range estimator under which the static variant comes closest to float on set-aside feeds."""
+        if self.judge is None or self.recipe.estimator != "auto" or all(f == "float" for f in static.values()):
+            return
+        self._say("choose the range estimator")
+        measured: dict[str, float] = {}
+        for name in ESTIMATOR_CHOICES:
+            self.workshop.estimator = name
+            measured[name] = round(self.judge(self.workshop.build(static, engine_forms).model).worst, 2)
+        self.workshop.estimator = max(measured, key=lambda name: measured[name])
+        self.figures["estimators_db"] = measured
 
     def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
         if all(f == "float" for f in forms.values()):
@@ -355,7 +427,7 @@ class _Compilation:
         """Return elements per value in one feed, as calibration counted them."""
         found = {name: int(array.size) for name, array in feed.items()}
         if self.statistics is not None:
-            for name in self._wanted_values(self.workshop.base.model):
+            for name in wanted_values(self.workshop.base.model, self.workshop.groups):
                 if self.statistics.observed(name):
                     found[name] = self.statistics.elements_per_feed(name)
         return found
@@ -379,7 +451,8 @@ class _Compilation:
 
         sets = candidate_sets(self.workshop.groups, forms, self.statistics)
         frozen = frozenset(n for n, f in self.pinned.items() if f != "float")
-        result = accuracy_guard(forms, sets, evaluate, self._bound(), frozen=frozen, progress=self.options.progress)
+        guard = AccuracyGuard(sets, evaluate, self._bound(), self.predict, frozen=frozen, progress=self.options.progress)
+        result = guard.run(forms)
         for step in result.steps:
             for name in step.groups:
                 self.why[name] = (
@@ -424,6 +497,8 @@ class _Compilation:
     def _finish(self, forms: dict[str, Form], engine_forms: dict[str, str]) -> CompiledModel:
         self._say("lower and prove")
         build = self.workshop.build(forms, engine_forms, self.instruments)
+        if self.options.opset is not None:
+            set_opset(build.model, self.options.opset)
         proof = self.workshop.prove(build)
         if self.judge is not None:
             self.quality = self.judge(build.model)
@@ -463,7 +538,10 @@ class _Compilation:
             warnings=tuple(self.warnings),
             context=self._context(),
             returned=tuple(
-                {"groups": list(s.groups), "before_db": round(s.before_db, 2), "after_db": round(s.after_db, 2)}
+                {
+                    "groups": list(s.groups), "before_db": round(s.before_db, 2), "after_db": round(s.after_db, 2),
+                    "percent": s.percent, "demanded": s.demanded,
+                }  # fmt: skip
                 for s in (self.accuracy.steps if self.accuracy is not None else ())
             ),
         )
@@ -510,6 +588,17 @@ class _Log:
         """Do nothing."""
 
 
+def wanted_values(model: ir.Model, groups: Sequence[Group]) -> Iterator[str]:
+    """Yield the float values whose ranges any form may need, and the scores of every Softmax."""
+    for group in groups:
+        for value in (*group.data, *group.results, group.float_result):
+            if is_float(value):
+                yield str(value.name)
+    for node in model.graph.all_nodes():
+        if node.op_type == "Softmax" and node.inputs[0] is not None:
+            yield str(node.inputs[0].name)
+
+
 def runs_here(target: Target, processor: Processor) -> bool:
     """Return whether timing on this machine says anything about the target."""
     if target.processor and target.processor != processor.machine:
@@ -522,7 +611,9 @@ def _read_decisions(source: Decisions | str | Path | None) -> Decisions | None:
         return source
     path = Path(source)
     try:
-        return Decisions.from_json(path.read_text(encoding="utf-8"))
+        return Decisions.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    except PassError as error:
+        raise PassError(f"{path}: {error}") from error
     except OSError as error:
         raise PassError(f"cannot read the decisions record {path}: {error.strerror or error}") from error
 

@@ -47,10 +47,15 @@ class Decisions:
             data = json.loads(text)
             version = data.pop("version")
             made = Decisions(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except KeyError as error:
+            raise PassError(f"not a decisions record: it lacks {error}") from error
+        except (ValueError, TypeError, AttributeError) as error:
             raise PassError(f"not a decisions record: {error}") from error
         if version != VERSION:
             raise PassError(f"the decisions record has version {version}, this release reads {VERSION}; compile anew")
+        for part in ("forms", "engine_forms", "why", "figures", "context"):
+            if not isinstance(getattr(made, part), dict):
+                raise PassError(f"not a decisions record: expected a table in {part!r}, found {getattr(made, part)!r}")
         if bad := [f for f in made.forms.values() if f not in FORMS]:
             raise PassError(f"the decisions record names the unknown form {bad[0]!r}")
         return made

@@ -136,7 +136,7 @@ class _PlannedFusions:
     def before_pass(self, state: CompileState, step: object) -> None:
         """Note the calls of a FUSED graph."""
         if state.phase is Phase.FUSED:
-            self.planned = planned_fusions(state.model)
+            self.planned = planned_fusions(state.model, state.plan)
 
     def after_pass(self, state: CompileState, step: object, changes: int) -> None:
         """Do nothing."""

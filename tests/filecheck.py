@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from qcompiler.engine import Engine, Feeds
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.text import parse_text, print_model
+from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.instruments.numerics import NumericsInstrument
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.pipeline import Instrument, Pipeline
@@ -191,7 +192,7 @@ def _literal(text: str) -> str:
 
 def run_pass_test(
     text: str,
-    pipeline: str | Pipeline,
+    pipeline: str | Pipeline | Pass,
     expected: str,
     *,
     registry: PassRegistry | None = None,
@@ -205,7 +206,7 @@ def run_pass_test(
 
     Args:
         text: the model in ONNX's text syntax, read by `parse_text`.
-        pipeline: passes as text (read with ``registry``) or as a value.
+        pipeline: passes as text (read with ``registry``), a pipeline, or one pass.
         expected: ``# CHECK`` lines for the printed graph.
         registry: knows the passes; not needed if ``pipeline`` is a value.
         target: the capability table; an empty one by default.
@@ -224,6 +225,8 @@ def run_pass_test(
     if isinstance(pipeline, str):
         assert registry is not None, "a pipeline given as text needs a registry"
         pipeline = Pipeline.parse(pipeline, registry)
+    elif isinstance(pipeline, Pass):
+        pipeline = Pipeline((pipeline,))
     made = state or CompileState(parse_text(text), target or Target("test", "onnxruntime"), phase)
     instruments: list[Instrument] = [NumericsInstrument(engine, feeds)] if engine is not None else []
     pipeline.run(made, [*instruments, VerifyInstrument()])

@@ -19,11 +19,11 @@ import onnxruntime as ort
 
 from qcompiler.engine import Array, EngineOptions, Feeds, ModelLike, NodeCost, Profile, TensorInfo
 from qcompiler.errors import CalibrationError, ModelError
+from qcompiler.ir.serialize import MAX_INLINE_BYTES, save_model, to_bytes, weight_bytes
 
 _PROVIDERS = ("CPUExecutionProvider",)
 _LEVELS = {True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL, False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL}
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-_PROTOBUF_LIMIT = 1_900_000_000
 
 _DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
@@ -159,13 +159,13 @@ def _loadable(model: ModelLike) -> Iterator[bytes | str]:
     elif isinstance(model, str | Path):
         yield str(model)
     else:
-        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-        if size < _PROTOBUF_LIMIT:
-            yield ir.to_proto(model).SerializeToString()
+        # Weights in external files are read in: bytes have no folder that their paths could start from.
+        if weight_bytes(model) <= MAX_INLINE_BYTES:
+            yield to_bytes(model)
             return
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             path = Path(folder) / "model.onnx"
-            ir.save(model, path, external_data="model.onnx.data")
+            save_model(model, path)
             yield str(path)
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompiler.ir.graph import all_nodes
 from qcompiler.patterns.outline import DOMAIN, ROOT
+from qcompiler.quant.plan import QuantPlan
 
 INTEGER_KERNELS = frozenset(
     {
@@ -76,15 +77,22 @@ class Proof:
         }
 
 
-def planned_fusions(fused: ir.Model) -> tuple[Planned, ...]:
-    """List the fused calls of a FUSED graph."""
+def planned_fusions(fused: ir.Model, plan: QuantPlan | None = None) -> tuple[Planned, ...]:
+    """List the fused calls of a FUSED graph, and what the plan puts on integers without a call.
+
+    Args:
+        fused: a FUSED graph.
+        plan: its plan; groups that it does not leave in float and that no call carries (a Split has several quantized
+            outputs, which no call has) are listed by their root, so that they are proven like all others.
+    """
     kinds = {identifier: f.metadata_props[ROOT] for identifier, f in fused.functions.items() if f.domain == DOMAIN}
+    wanted = {name for name, choice in plan.choices.items() if choice.form != "float"} if plan is not None else set()
     found = []
     for node in all_nodes(fused):
-        if node.op_identifier() in kinds:
+        if node.op_identifier() in kinds or node.name in wanted:
             inputs = tuple(str(v.name) for v in node.inputs if v is not None)
             outputs = tuple(str(v.name) for v in node.outputs)
-            found.append(Planned(str(node.name), kinds[node.op_identifier()], inputs, outputs))
+            found.append(Planned(str(node.name), kinds.get(node.op_identifier(), node.op_type), inputs, outputs))
     return tuple(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -47,12 +49,17 @@ class Histogram(Protocol):
 
 
 def estimate(tensor: Histogram, estimator: str) -> tuple[float, float]:
-    """Return (low, high) by an estimator given as text: ``min-max``, ``percentile:99.99``, ``moving-average``, ``mse:8``.
+    """Return (low, high) by an estimator given as text, such as ``min-max``, ``percentile:99.99`` or ``mse:8``.
 
     Raises:
         CalibrationError: unknown estimator or option.
     """
     name, _, option = estimator.partition(":")
+    option, _, through = option.partition(":")
+    if through and (name != "mse" or through not in THROUGH):
+        raise CalibrationError(
+            f"estimator {estimator!r}: only mse looks through a function, one of {', '.join(THROUGH)}"
+        )
     try:
         number = float(option) if option else None
     except ValueError:
@@ -64,7 +71,9 @@ def estimate(tensor: Histogram, estimator: str) -> tuple[float, float]:
     if name == "moving-average":
         return moving_average(tensor, 0.01 if number is None else number)
     if name == "mse":
-        return least_squares(tensor, 8 if number is None else int(number))
+        if number is not None and not (2 <= number <= 16 and number == int(number)):
+            raise CalibrationError(f"estimator {estimator!r}: bits are a whole number from 2 to 16")
+        return least_squares(tensor, 8 if number is None else int(number), through=through)
     raise CalibrationError(f"unknown estimator {name!r}; known: {', '.join(ESTIMATORS)}")
 
 
@@ -76,11 +85,12 @@ def percentile(tensor: Histogram, percent: float) -> tuple[float, float]:
     """
     if not 50.0 < percent <= 100.0:
         raise CalibrationError(f"a percentile lies in (50, 100], not {percent:g}")
-    allowed = int(tensor.count * (1.0 - percent / 100.0))
+    # Ranks as NumPy counts them, rounded outwards: the bins hold the order statistics of its "lower" and "higher".
+    rank = (tensor.count - 1) * (percent / 100.0)
     upward = np.cumsum(tensor.counts)
     half = tensor.counts.size // 2
-    low_bin = int(np.searchsorted(upward, allowed, side="right"))
-    high_bin = int(np.searchsorted(upward, tensor.count - allowed, side="left"))
+    low_bin = int(np.searchsorted(upward, tensor.count - 1 - math.ceil(rank), side="right"))
+    high_bin = int(np.searchsorted(upward, math.ceil(rank), side="right"))
     low = (low_bin - half) * tensor.width
     high = (high_bin + 1 - half) * tensor.width
     return max(low, tensor.minimum), min(high, tensor.maximum)
@@ -96,8 +106,21 @@ def moving_average(tensor: Histogram, constant: float = 0.01) -> tuple[float, fl
     return low, high
 
 
-def least_squares(tensor: Histogram, bits: int = 8, steps: int = 48) -> tuple[float, float]:
+def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -700.0, 700.0))))
+
+
+THROUGH: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
+    "silu": lambda x: x * _sigmoid(x),
+    "sigmoid": _sigmoid,
+}
+"""Functions that may stand between a quantized value and what matters of it."""
+
+
+def least_squares(tensor: Histogram, bits: int = 8, steps: int = 48, through: str = "") -> tuple[float, float]:
     """Find the clipping range with the least expected squared error (Banner et al. 2019, arXiv:1810.05723).
+
+    With ``through``, the error counts behind that function: what SiLU maps to almost zero may be clipped for free.
 
     The error of a candidate is scale^2 / 12 inside the range plus the squared distance outside it, over the histogram.
     Both ends are searched, one after the other, from the extremes inwards.
@@ -108,12 +131,24 @@ def least_squares(tensor: Histogram, bits: int = 8, steps: int = 48) -> tuple[fl
     filled = np.nonzero(tensor.counts)[0]
     centres, weights = centres[filled], weights[filled]
     low, high = min(tensor.minimum, 0.0), max(tensor.maximum, 0.0)
-    shrink = np.linspace(1.0, 0.1, steps)
+    shrink = np.linspace(1.0, 0.0, steps, endpoint=False)
+    function = THROUGH.get(through)
+    behind = centres if function is None else function(centres)
+    if function is None:
+        slope = weights.sum()
+    else:
+        delta = 1e-3
+        slope = float(
+            (np.square((function(centres + delta) - function(centres - delta)) / (2 * delta)) * weights).sum()
+        )
 
     def error(lo: npt.NDArray[np.float64], hi: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         scale = (hi - lo) / (2**bits - 1)
-        outside = np.maximum(lo[:, None] - centres, 0.0) + np.maximum(centres - hi[:, None], 0.0)
-        return np.asarray((scale**2 / 12.0) * weights.sum() + (np.square(outside) * weights).sum(axis=1))
+        clipped = np.clip(centres, lo[:, None], hi[:, None])
+        outside = (clipped if function is None else function(clipped)) - behind
+        inside = np.maximum(centres - lo[:, None], 0.0) * np.maximum(hi[:, None] - centres, 0.0) > 0
+        lost = (np.square(np.where(inside, 0.0, outside)) * weights).sum(axis=1)
+        return np.asarray((scale**2 / 12.0) * slope + lost)
 
     for _ in range(2):
         if high > 0:

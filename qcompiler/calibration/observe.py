@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 
 import numpy as np
 import onnx_ir as ir
@@ -47,50 +48,91 @@ def observe(
         progress: called with feeds done and, where known, their number.
 
     Raises:
-        CalibrationError: NaN or infinity in a tensor; names the sample, the tensor and whether its feed was finite.
+        CalibrationError: there is no feed, or a tensor holds NaN (names the sample and the tensor). Infinities that
+            the model computes are left out: the masks of attention are infinite on purpose.
     """
     wanted = list(dict.fromkeys(names))
     statistics = Statistics({name: TensorStatistics() for name in wanted})
-    groups = _by_memory(model, wanted, feeds, memory or default_memory())
-    total = len(feeds) if hasattr(feeds, "__len__") else None
-    done = 0
-    for group in groups:
+    first = next(iter(feeds), None)
+    if first is None:
+        raise CalibrationError("the calibration source is empty; give at least one feed")
+    cap = memory or default_memory()
+    work = [(group, 0) for group in _by_memory(_sizes(model, wanted, first), wanted, cap)]
+    counter = _Counter(progress, _length(feeds), len(work))
+    while work:
+        group, start = work.pop(0)
         tapped, outputs, inputs = tap(model, group)
         runner = engine.load(tapped, EngineOptions(threads=threads, optimize=False))
         for index, feed in enumerate(feeds):
+            if index < start:
+                continue
+            sizes = dict.fromkeys(group, 0)
             for name in inputs:
-                _reduce(statistics, name, feed[name], index)
-            if outputs:
-                for output, value in runner.run(feed, list(outputs)).items():
-                    _reduce(statistics, outputs[output], value, index)
-            done += 1
-            if progress is not None:
-                progress(done, None if total is None else total * len(groups))
-        statistics.feeds = index + 1
+                _reduce(statistics, name, np.asarray(feed[name]), index, feed)
+            results = runner.run(feed, list(outputs)) if outputs else {}
+            while results:
+                output, value = results.popitem()
+                sizes[outputs[output]] = value.nbytes
+                _reduce(statistics, outputs[output], value, index, feed)
+                del value
+            statistics.feeds = max(statistics.feeds, index + 1)
+            counter.step()
+            smaller = _by_memory(sizes, group, cap)
+            if len(smaller) > 1:
+                # This feed was larger than the first: the rest of the feeds go through smaller groups.
+                work[:0] = [(part, index + 1) for part in smaller]
+                counter.regroup(len(smaller) - 1, index + 1)
+                break
     return statistics
 
 
-def _reduce(statistics: Statistics, name: str, value: Array, sample: int) -> None:
+class _Counter:
+    """Tell how many runs are done, and of how many where the number of feeds is known."""
+
+    def __init__(self, progress: Progress | None, feeds: int | None, groups: int) -> None:
+        self._progress, self._feeds, self._done = progress, feeds, 0
+        self._total = None if feeds is None else feeds * groups
+
+    def step(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def regroup(self, more: int, start: int) -> None:
+        if self._total is not None and self._feeds is not None:
+            self._total += more * (self._feeds - start)
+
+
+def _length(feeds: Iterable[Feeds]) -> int | None:
+    try:
+        return len(feeds) if isinstance(feeds, Sized) else None
+    except TypeError:  # a source that does not know before its first pass
+        return None
+
+
+def _reduce(statistics: Statistics, name: str, value: Array, sample: int, feed: Feeds) -> None:
+    """Take in one feed's tensor, less what is infinite: masks of attention are so on purpose."""
     if value.size == 0:
         return
     array = value if value.dtype == np.float32 else value.astype(np.float32)
-    tensor = statistics.tensors[name]
     low, high = float(array.min()), float(array.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        if np.isnan(low) or np.isnan(high):
+    if np.isnan(low) or np.isnan(high):
+        if any(
+            a.dtype.kind in "fV" and not np.isfinite(a.astype(np.float32)).all() for a in map(np.asarray, feed.values())
+        ):
             raise CalibrationError(
-                f"sample {sample}: tensor {name!r} holds NaN although the inputs are finite; the float model itself "
-                "computes it: look at the operators in front of that tensor"
+                f"sample {sample}: tensor {name!r} holds NaN, and so do the inputs or infinity: mend them"
             )
-        array = array[np.isfinite(array)]  # masks of attention are infinite on purpose
-        if array.size == 0:
-            return
-    tensor.add(array)
+        raise CalibrationError(
+            f"sample {sample}: tensor {name!r} holds NaN although the inputs are finite; the float model itself "
+            "computes it: look at the operators in front of that tensor"
+        )
+    finite = np.isfinite(low) and np.isfinite(high)
+    statistics.tensors[name].add(array if finite else array[np.isfinite(array)], sample)
 
 
-def _by_memory(model: ir.Model, names: Sequence[str], feeds: Iterable[Feeds], memory: int) -> list[list[str]]:
-    """Cut the names into groups whose tensors fit the cap together, by a first feed's sizes."""
-    sizes = _sizes(model, names, next(iter(feeds)))
+def _by_memory(sizes: Mapping[str, int], names: Sequence[str], memory: int) -> list[list[str]]:
+    """Cut the names into groups whose tensors fit the cap together; a single larger one is a group of its own."""
     groups: list[list[str]] = [[]]
     used = 0
     for name in names:
@@ -104,24 +146,33 @@ def _by_memory(model: ir.Model, names: Sequence[str], feeds: Iterable[Feeds], me
 
 
 def _sizes(model: ir.Model, names: Sequence[str], feed: Feeds) -> dict[str, int]:
-    """Estimate bytes per value: symbolic axes take the largest length that any input axis has in the feed."""
-    longest = max((d for a in feed.values() for d in a.shape[:1]), default=1)
+    """Estimate the bytes of the named values when the model runs on a feed.
+
+    The lengths of named axes are read off the inputs; other open axes take the longest of those, and a value of unknown
+    rank counts as large as the largest one known.
+    """
+    lengths: dict[str, int] = {}
+    for value in model.graph.inputs:
+        if value.shape is not None and value.name is not None and value.name in feed:
+            axes = zip(value.shape, np.asarray(feed[value.name]).shape, strict=False)
+            lengths.update({str(d.value): n for d, n in axes if isinstance(d, ir.SymbolicDim) and d.value is not None})
+    longest = max(lengths.values(), default=1)
     wanted = set(names)
-    sizes = {}
-    for graph in all_graphs(model):
-        for node in graph:
-            for value in node.outputs:
-                if value.name in wanted and value.shape is not None:
-                    dims = [d if isinstance(d, int) else longest for d in value.shape]
-                    sizes[str(value.name)] = int(np.prod(dims, dtype=np.int64)) * 4
-    return sizes
+    found = [v for graph in all_graphs(model) for node in graph for v in node.outputs if v.name in wanted]
+    sizes: dict[str, int] = {}
+    for value in found:
+        if value.shape is not None:
+            dims = [d if isinstance(d, int) else lengths.get(str(d.value), longest) for d in value.shape]
+            sizes[str(value.name)] = math.prod(dims) * 4
+    largest = max(sizes.values(), default=0)
+    return {str(v.name): sizes.get(str(v.name), largest) for v in found}
 
 
 def tap(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[str, str], list[str]]:
     """Return a clone with the named values as outputs, output name to value name, and the names that are inputs.
 
-    A value inside an If branch becomes an extra output of the If; the other branch gives an empty tensor there, which
-    counts as not executed.
+    A value inside an If branch becomes a further output of the If; the other branch gives an empty tensor there, which
+    counts as not executed. Values in bodies of Loop and Scan are left out.
     """
     clone = model.clone()
     rewriter = Rewriter(clone)
@@ -138,11 +189,11 @@ def tap(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[str, str]
 
 
 def _tapped(rewriter: Rewriter, graph: ir.Graph, wanted: set[str]) -> list[tuple[str, ir.Value]]:
-    """Return (wanted name, float32 or float16 value of this graph that carries it); lift those of If bodies outwards."""
+    """Return (wanted name, float32 or float16 value of this graph that carries it), If bodies included."""
     found: list[tuple[str, ir.Value]] = []
     for node in list(graph):
         for value in list(node.outputs):
-            if value.name in wanted and value.dtype in _FLOATS:
+            if value.name in wanted and value.dtype in _FLOATS and isinstance(value.type, ir.TensorType):
                 found.append((value.name, _readable(rewriter, node, value)))
         if is_op(node, "If"):
             found += _lift_branches(rewriter, node, wanted)
@@ -174,8 +225,11 @@ def _lift_branches(rewriter: Rewriter, node: ir.Node, wanted: set[str]) -> list[
     for branch, other in ((then_branch, else_branch), (else_branch, then_branch)):
         for name, value in _tapped(rewriter, branch, wanted):
             dtype = value.dtype or ir.DataType.FLOAT
-            branch.outputs.append(_append(rewriter, branch, "Identity", [value], f"{name}:copy", dtype))
-            other.outputs.append(_append(rewriter, other, "Constant", [], f"{name}:none", dtype))
+            empty = ir.tensor(np.zeros(0, dtype.numpy()), dtype=dtype)
+            branch.outputs.append(_append(rewriter, branch, ir.node("Identity", [value]), f"{name}:copy"))
+            other.outputs.append(_append(rewriter, other, ir.node("Constant", [], {"value": empty}), f"{name}:none"))
+            for output in (branch.outputs[-1], other.outputs[-1]):
+                output.dtype = dtype
             extra.append((name, dtype))
     first = len(node.outputs)
     node.resize_outputs(first + len(extra))
@@ -186,14 +240,9 @@ def _lift_branches(rewriter: Rewriter, node: ir.Node, wanted: set[str]) -> list[
     return lifted
 
 
-def _append(
-    rewriter: Rewriter, graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType
-) -> ir.Value:
-    """Append a copy (Identity) or an empty tensor (Constant) to a branch; its shape is left to the engine to infer."""
-    empty = {"value": ir.tensor(np.zeros(0, dtype.numpy()), dtype=dtype)}
-    made = ir.node(
-        op_type, inputs, attributes=empty if op_type == "Constant" else None, name=rewriter.unique(f"{name}:node")
-    )
-    made.outputs[0].name, made.outputs[0].dtype = rewriter.unique(name), dtype
-    graph.append(made)
-    return made.outputs[0]
+def _append(rewriter: Rewriter, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
+    """Append a node of one output to a branch and return that; its shape is left to the engine to infer."""
+    node.name = rewriter.unique(f"{name}:node")
+    node.outputs[0].name = rewriter.unique(name)
+    graph.append(node)
+    return node.outputs[0]

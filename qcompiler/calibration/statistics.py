@@ -7,6 +7,8 @@ the finer one is folded pairwise until the widths agree. Counts are integers. Su
 from __future__ import annotations
 
 import json
+import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,7 @@ class TensorStatistics:
         exponent: bins are 2**exponent wide.
         counts: int64 [2 * HALF_BINS]; bin i covers [(i - HALF_BINS) * width, (i + 1 - HALF_BINS) * width).
         sums: (sum of x, sum of x squared, elements, minimum, maximum) per feed, in feed order, float64.
+        feeds: index of the feed of each entry of ``sums``; shards of one run number their feeds over the whole run.
     """
 
     count: int = 0
@@ -47,6 +50,7 @@ class TensorStatistics:
     exponent: int = -126
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * HALF_BINS, np.int64))
     sums: list[tuple[float, float, int, float, float]] = field(default_factory=list)
+    feeds: list[int] = field(default_factory=list)
 
     @property
     def width(self) -> float:
@@ -56,10 +60,10 @@ class TensorStatistics:
     @property
     def mean_square(self) -> float:
         """Return E[x^2]."""
-        return sum(s[1] for s in self.sums) / self.count if self.count else 0.0
+        return math.fsum(s[1] for s in self.sums) / self.count if self.count else 0.0
 
-    def add(self, values: Array) -> None:
-        """Take in one feed's tensor (any float type and shape, finite)."""
+    def add(self, values: Array, feed: int | None = None) -> None:
+        """Take in one feed's tensor (any float type and shape, finite); ``feed`` is its index, by default the next."""
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         if flat.size == 0:
             return
@@ -78,6 +82,7 @@ class TensorStatistics:
         self.zeros += flat.size - nonzero
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self.sums.append((total, square, flat.size, low, high))
+        self.feeds.append(feed if feed is not None else self.feeds[-1] + 1 if self.feeds else 0)
 
     def _count(self, block: npt.NDArray[np.float32], low: float) -> None:
         """Add one block to the histogram, whose reach covers it; ``low`` is no larger than its smallest value.
@@ -117,7 +122,10 @@ class TensorStatistics:
             self.exponent += 1
 
     def merge(self, other: TensorStatistics) -> TensorStatistics:
-        """Return the statistics of both: as if the other's feeds had come behind these."""
+        """Return the statistics of both, the same bit for bit whichever way shards are merged.
+
+        What is kept per feed is brought into the order of the feeds' indices.
+        """
         mine, theirs = self.copy(), other.copy()
         if not mine.count:
             return theirs
@@ -131,14 +139,16 @@ class TensorStatistics:
         mine.zeros += theirs.zeros
         mine.minimum = min(mine.minimum, theirs.minimum)
         mine.maximum = max(mine.maximum, theirs.maximum)
-        mine.sums = mine.sums + theirs.sums
+        order = sorted(zip(mine.feeds + theirs.feeds, mine.sums + theirs.sums, strict=True))
+        mine.feeds, mine.sums = [feed for feed, _ in order], [sums for _, sums in order]
         return mine
 
     def copy(self) -> TensorStatistics:
         """Return statistics that can be changed without touching these."""
         return TensorStatistics(
-            self.count, self.minimum, self.maximum, self.zeros, self.exponent, self.counts.copy(), list(self.sums)
-        )
+            self.count, self.minimum, self.maximum, self.zeros, self.exponent, self.counts.copy(), list(self.sums),
+            list(self.feeds),
+        )  # fmt: skip
 
 
 @dataclass
@@ -186,11 +196,11 @@ class Statistics:
     def save(self, path: str | Path) -> None:
         """Write to one .npz file (no pickle)."""
         head: dict[str, Any] = {"version": _VERSION, "feeds": self.feeds, "tensors": {}}
-        arrays: dict[str, Array] = {}
+        arrays: dict[str, Any] = {}
         for index, (name, tensor) in enumerate(self.tensors.items()):
             head["tensors"][name] = {
                 "index": index, "count": tensor.count, "minimum": tensor.minimum, "maximum": tensor.maximum,
-                "zeros": tensor.zeros, "exponent": tensor.exponent, "sums": tensor.sums,
+                "zeros": tensor.zeros, "exponent": tensor.exponent, "sums": tensor.sums, "feeds": tensor.feeds,
             }  # fmt: skip
             arrays[f"counts.{index}"] = tensor.counts
         text = np.frombuffer(json.dumps(head).encode(), np.uint8)
@@ -205,17 +215,20 @@ class Statistics:
             CalibrationError: not such a file, or of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
+            # Opened here, since np.load leaves the file open where it is no archive.
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 head: Mapping[str, Any] = json.loads(data["head"].tobytes())
                 if head["version"] != _VERSION:
                     raise CalibrationError(f"{path}: statistics of version {head['version']}; expected {_VERSION}")
-                tensors = {
-                    name: TensorStatistics(
-                        t["count"], t["minimum"], t["maximum"], t["zeros"], t["exponent"],
-                        data[f"counts.{t['index']}"], [tuple(s) for s in t["sums"]],
-                    )  # fmt: skip
-                    for name, t in head["tensors"].items()
-                }
-        except (OSError, KeyError, ValueError) as error:
+                tensors = {n: _restored(t, data[f"counts.{t['index']}"]) for n, t in head["tensors"].items()}
+        except (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise CalibrationError(f"{path} is not a statistics file: {error}") from error
         return Statistics(tensors, head["feeds"])
+
+
+def _restored(fields: Mapping[str, Any], counts: npt.NDArray[np.int64]) -> TensorStatistics:
+    sums = [(a, b, count, low, high) for a, b, count, low, high in fields["sums"]]
+    return TensorStatistics(
+        fields["count"], fields["minimum"], fields["maximum"], fields["zeros"], fields["exponent"], counts, sums,
+        list(fields["feeds"]),
+    )  # fmt: skip

@@ -106,6 +106,17 @@ class Rewriter:
         old.replace_all_uses_with(new)
         self.changes += 1
 
+    def take_over(self, old: ir.Value, new: ir.Value) -> None:
+        """Give a value that stands for another its name, type and shape; `replace` then moves the readers.
+
+        A graph output keeps its name through `replace` itself.
+        """
+        new.type, new.shape = old.type, old.shape
+        if not old.is_graph_output():
+            name = old.name
+            old.name = self.unique(f"{name}:was")
+            new.name = name
+
     def _replace_output(self, old: ir.Value, new: ir.Value) -> None:
         graph = old.graph
         assert graph is not None

@@ -70,12 +70,14 @@ def bisect(
     bound: float | None = None,
     *,
     reference: ir.Model | None = None,
+    thorough: bool = False,
 ) -> BisectResult | None:
     """Run a pipeline and find what first pushes the output error over a bound.
 
     With a bound in dB the SQNR of the worst output against ``reference`` is followed through the pipeline: by binary
     search, then by going through all passes in order if the measured figures turn out not to fall steadily (the first
-    crossing may then lie earlier). Without one, each pass is held to its own contract, in order.
+    crossing may then lie earlier; one that no measurement came near is found by ``thorough`` only). Without a bound,
+    each pass is held to its own contract, in order.
 
     Args:
         state: where the pipeline starts; left as it is.
@@ -84,9 +86,11 @@ def bisect(
         feeds: inputs to compare on.
         bound: least SQNR in dB; None is each pass's contract.
         reference: what SQNR refers to; the model of ``state`` by default.
+        thorough: measure behind every pass and every rule application, in order, instead of searching.
 
     Returns:
-        The finding, or None if the end of the pipeline (or every contract) holds the bound.
+        The finding, or None if the end of the pipeline (with ``thorough``: every pass) holds the bound, or every pass
+        its contract.
 
     Raises:
         QCompilerError: the pipeline itself fails, or the engine refuses a graph.
@@ -96,7 +100,11 @@ def bisect(
         after = stages[-1].clone()
         Pipeline((step,)).run(after)
         stages.append(after)
-    judge = _Contracts(engine, feeds) if bound is None else _Sqnr(engine, feeds, bound, reference or state.model)
+    judge: _Judge
+    if bound is None:
+        judge = _Contracts(engine, feeds, thorough=thorough)
+    else:
+        judge = _Sqnr(engine, feeds, bound, reference or state.model, thorough)
     guilty = judge.first(pipeline, stages)
     if guilty is None:
         return None
@@ -111,12 +119,16 @@ class _Sqnr:
     feeds: Sequence[Feeds]
     bound: float
     reference: ir.Model
+    thorough: bool = False
     criterion: str = "output SQNR in dB"
     probes: int = 0
     _wanted: list[dict[str, Array]] = field(default_factory=list)
 
     def first(self, pipeline: Pipeline, stages: Sequence[CompileState]) -> int | None:
-        found = _first_bad(len(pipeline), lambda n: self.figure(stages[0].model, stages[n].model, None), self.is_bad)
+        def figure(number: int) -> float:
+            return self.figure(stages[0].model, stages[number].model, None)
+
+        found = _first_bad(len(pipeline), figure, self.is_bad, self.thorough)
         return None if found is None else found - 1
 
     def figure(self, start: ir.Model, model: ir.Model, step: Pass | None) -> float:
@@ -136,6 +148,7 @@ class _Contracts:
     engine: Engine
     feeds: Sequence[Feeds]
     bound: float = 1.0
+    thorough: bool = False
     criterion: str = "error over what the contract allows:"
     probes: int = 0
 
@@ -157,11 +170,16 @@ class _Contracts:
         return not figure <= self.bound
 
 
-def _first_bad(last: int, figure: Callable[[int], float], is_bad: Callable[[float], bool]) -> int | None:
+def _first_bad(
+    last: int, figure: Callable[[int], float], is_bad: Callable[[float], bool], thorough: bool = False
+) -> int | None:
     """Return the first index in 1..last whose figure is bad, or None if that of ``last`` is good.
 
-    Index 0 counts as good. Binary search, unless the figures it saw do not go one way.
+    Index 0 counts as good. Binary search, unless the figures it saw do not go one way. Thorough is going through all
+    in order, whatever the last one is.
     """
+    if thorough:
+        return next((index for index in range(1, last + 1) if is_bad(figure(index))), None)
     seen: dict[int, float] = {last: figure(last)}
     if last == 0 or not is_bad(seen[last]):
         return None
@@ -218,7 +236,7 @@ def _guilty_application(judge: _Judge, step: Pass, start: CompileState, total: i
         return judge.figure(start.model, state.model, step)
 
     try:
-        return _first_bad(total, figure, judge.is_bad) or 0
+        return _first_bad(total, figure, judge.is_bad, judge.thorough) or 0
     except (QCompilerError, ValueError, KeyError):
         # A pass stopped half-way may leave a graph that cannot run; the error of each value still tells where.
         return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from qcompiler.engine import Array
 from qcompiler.ir.graph import origins
 from qcompiler.ir.phase import Phase
 from qcompiler.quant.plan import Form, QuantPlan
@@ -80,6 +81,7 @@ class CompileState:
         estimators: range estimator per group, where it is not the default.
         imported: scales and zero points of an imported quantized model, by value name.
         remarks: why things were or were not done, in order.
+        quantized: weights quantized so far, by name, specification and numbers; clones share it.
         changes: the log that each rule application is entered in, if somebody wants to know or to limit them.
     """
 
@@ -93,6 +95,7 @@ class CompileState:
     estimators: dict[str, str] = field(default_factory=dict)
     imported: dict[str, QuantSource] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
+    quantized: dict[tuple[str, str], Array] = field(default_factory=dict, repr=False)
     changes: ChangeLog | None = None
 
     def allow(self, rule: str, node: ir.Node) -> bool:

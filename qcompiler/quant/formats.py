@@ -42,9 +42,8 @@ class QuantFormat:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Return the NumPy dtype that holds one element (ml_dtypes below 8 bits)."""
-        if self.bits < 8:
-            return np.dtype(getattr(ml_dtypes, self.name))
-        return np.dtype(self.name)
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.name) if self.bits < 8 else self.name)
+        return found
 
 
 FORMATS: dict[str, QuantFormat] = {

@@ -56,18 +56,18 @@ def bounded(
 
     A bound between two steps is rounded like any other value.
     """
-    q = requantize(accumulator, multiplier, params)
+    q: Int = requantize(accumulator, multiplier, params)
     if bounds == UNBOUNDED:
         return q
-    scale, zero = float(params.scale), int(params.zero_point)
-    with np.errstate(over="ignore"):
-        low, high = (np.rint(np.float32(b) / np.float32(scale)) + zero for b in bounds)
+    storage = params.spec.storage
+    scaled = [np.rint(np.float32(b) / np.float32(params.scale)) + int(params.zero_point) for b in bounds]
+    low, high = np.clip(scaled, storage.qmin, storage.qmax)
     return np.asarray(np.clip(q, low, high), np.int64)
 
 
 def _product(x: Int, w: Int) -> Int:
     """Multiply matrices of small integers exactly: float64 holds every sum below 2**53, and is fast."""
-    return np.rint(np.matmul(x.astype(np.float64), w.astype(np.float64))).astype(np.int64)
+    return np.asarray(np.matmul(x.astype(np.float64), w.astype(np.float64)), np.int64)
 
 
 def _rescale(x: QuantParams, w: QuantParams, y: QuantParams) -> Float:
@@ -96,20 +96,25 @@ def qlinear_matmul(
     return bounded(accumulator, _rescale(x.params, w.params, y), y, bounds)
 
 
-def matmul_integer_to_float(x: Quantized, w: Quantized, bias: Float | None = None) -> Float:
-    """Multiply matrices on integers with a float output (MatMulIntegerToFloat, DynamicQuantizeMatMul).
+def matmul_integer_to_float(x: Quantized, w: Quantized, bias: Float | Int | None = None) -> Float:
+    """Multiply matrices on integers with a float output (MatMulIntegerToFloat, DynamicQuantizeMatMul, QGemm).
 
     Args:
         x: activation [..., M, K], per tensor.
         w: weight [..., K, N], per tensor or per column.
-        bias: float32 [N], added after scaling.
+        bias: [N]; float32 is added after scaling, integers (units of x scale * w scale) to the accumulator.
 
     Returns:
         float32 [..., M, N].
     """
-    scale = x.params.scale.astype(np.float32) * w.params.scale.astype(np.float32)
-    made = _product(x.centred, w.centred).astype(np.float32) * np.asarray(scale, np.float32)
-    return np.asarray(made if bias is None else made + bias.astype(np.float32).reshape(-1), np.float32)
+    scale = np.asarray(x.params.scale.astype(np.float32) * w.params.scale.astype(np.float32), np.float32)
+    sums = _product(x.centred, w.centred)
+    if bias is not None and bias.dtype.kind == "i":
+        sums = sums + bias.astype(np.int64).reshape(-1)
+    made = sums.astype(np.float32) * scale
+    if bias is not None and bias.dtype.kind == "f":
+        made = made + bias.astype(np.float32).reshape(-1)
+    return np.asarray(made, np.float32)
 
 
 def qlinear_conv(

@@ -72,7 +72,7 @@ class QuantPlan:
             points = {
                 name: Point(
                     QuantSpec(**p["spec"]),
-                    QuantSource(**{k: tuple(v) if isinstance(v, list) else v for k, v in p["source"].items()}),
+                    _source(p["source"]),
                 )
                 for name, p in data["points"].items()
             }
@@ -80,3 +80,8 @@ class QuantPlan:
             return QuantPlan(choices, points, dict(data["engine_forms"]))
         except (ValueError, KeyError, TypeError) as error:
             raise PassError(f"not a quantization plan: {error}") from error
+
+
+def _source(data: dict[str, Any]) -> QuantSource:
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    return QuantSource(**fields)

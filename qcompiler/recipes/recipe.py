@@ -55,7 +55,7 @@ class Recipe:
     recurrent: Form = "dynamic"
     arithmetic: bool = True
     estimator: str = "min-max"
-    min_sqnr: float = 18.0
+    min_sqnr: float = 14.0
     min_agreement: float = 0.97
     overrides: tuple[Override, ...] = field(default_factory=tuple)
 
@@ -96,10 +96,18 @@ def parse_recipe(text: str, name: str) -> Recipe:
         data: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PassError(f"recipe {name}: {error}") from error
-    overrides = tuple(_override(row, name) for row in data.pop("override", []))
+    rows = data.pop("override", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise PassError(f"recipe {name}: expected [[override]] tables, found override = {rows!r}")
+    overrides = tuple(_override(row, name) for row in rows)
     known = {f.name for f in fields(Recipe)}
     if unknown := set(data) - known:
         raise PassError(f"recipe {name}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+    for key, value in data.items():
+        kind = type(getattr(Recipe(name), key))
+        # bool is an int, but no number; a whole number is a fine float.
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise PassError(f"recipe {name}: {key} is {value!r}; expected a {kind.__name__}")
     for key in ("convolution", "matmul", "recurrent"):
         if data.get(key, "float") not in FORMS:
             raise PassError(f"recipe {name}: {key} is {data[key]!r}; expected one of {', '.join(FORMS)}")
@@ -112,6 +120,8 @@ def _override(row: dict[str, Any], name: str) -> Override:
         raise PassError(f"recipe {name}: unknown key {sorted(unknown)[0]!r} in [[override]]; known: {', '.join(known)}")
     if "match" not in row:
         raise PassError(f"recipe {name}: an [[override]] lacks 'match'")
+    if wrong := [key for key, value in row.items() if not isinstance(value, str)]:
+        raise PassError(f"recipe {name}: {wrong[0]} is {row[wrong[0]]!r} in [[override]]; expected a text")
     if row.get("form", "float") not in FORMS:
         raise PassError(f"recipe {name}: form is {row['form']!r}; expected one of {', '.join(FORMS)}")
     return Override(**row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.errors import QCompilerError
+from qcompiler.pipeline.contract import Lossy
 from qcompiler.pipeline.instruments.dump import DUMP_FORMAT, INDEX_FILE, TIMES_FILE
 
 _MAX_OPS = 6
@@ -32,6 +34,7 @@ class StageNumerics:
         violations: names of the values over the bound.
         worst_value: the value nearest to its bound, empty if none was compared.
         worst_error: its error in the contract's unit.
+        worst_sqnr_db: its SQNR.
         sqnr_db: SQNR of each model output against the first graph.
         unchecked: why nothing was measured, if so.
     """
@@ -41,6 +44,7 @@ class StageNumerics:
     violations: tuple[str, ...]
     worst_value: str
     worst_error: float
+    worst_sqnr_db: float
     sqnr_db: dict[str, float]
     unchecked: str = ""
 
@@ -229,6 +233,7 @@ def _numerics(data: dict[str, Any]) -> StageNumerics:
         tuple(v["value"] for v in data["violations"]),
         "" if worst is None else worst["value"],
         0.0 if worst is None else float(worst["error"]),
+        math.inf if worst is None else float(worst["sqnr_db"]),
         {name: float(db) for name, db in data["sqnr_db"].items()},
         data["unchecked"],
     )
@@ -337,12 +342,19 @@ def _error(stage: Stage) -> list[Text]:
     least = figures.least_sqnr_db
     if figures.violations:
         return [_db(least), Text(f"{figures.contract} broken at {', '.join(figures.violations)}", style="red")]
-    shown = f", worst {figures.worst_error:.3g} at {figures.worst_value}" if figures.worst_value else ""
-    return [_db(least), Text(f"{figures.contract}{shown}")]
+    return [_db(least), Text(figures.contract + _worst(figures))]
+
+
+def _worst(figures: StageNumerics) -> str:
+    if figures.worst_error == 0:
+        return ""
+    if figures.contract == str(Lossy()):  # without a bound the error only counts elements
+        return f", worst {figures.worst_sqnr_db:.1f} dB at {figures.worst_value}"
+    return f", worst {figures.worst_error:.2g} at {figures.worst_value}"
 
 
 def _db(value: float | None) -> Text:
-    return Text("" if value is None else "equal" if value == float("inf") else f"{value:.1f}")
+    return Text("" if value is None else "equal" if value == math.inf else f"{value:.1f}")
 
 
 def _ops(dump: Dump, stage: Stage) -> Text:

@@ -18,7 +18,6 @@ class Bound:
     Attributes:
         sqnr_db: least SQNR per output in dB.
         agreement: least share of rows with the same arg-max, for class-like outputs.
-        rows: rows behind the agreement; a single differing row never breaks the bound.
         metric: least value of the user's metric, None if there is no such bound.
     """
 
@@ -37,11 +36,13 @@ class Bound:
 
 @dataclass(frozen=True)
 class Returned:
-    """One step of the guard: a group set back to float and what that gained."""
+    """One step of the guard: groups set back to float, what that gained, and its predicted price."""
 
     groups: tuple[str, ...]
     before_db: float
     after_db: float
+    percent: float
+    demanded: bool
 
 
 @dataclass
@@ -55,57 +56,126 @@ class AccuracyResult:
     tried: int = 0
 
 
-def accuracy_guard(
-    forms: Mapping[str, Form],
-    candidates: Sequence[tuple[str, ...]],
-    evaluate: Evaluate,
-    bound: Bound,
-    *,
-    frozen: frozenset[str] = frozenset(),
-    width: int = 6,
-    progress: Callable[[str], None] | None = None,
-) -> AccuracyResult:
-    """Return groups to float until the bound is met.
+@dataclass(frozen=True)
+class Terms:
+    """When the guard stops.
 
-    Each round measures the ``width`` most promising sets (then half as many again from where the last gains were) and
-    keeps the one whose return gains most; sets that gain nothing sink to the end of the list.
-
-    Args:
-        forms: the starting point.
-        candidates: sets of groups that return together, most suspicious first.
-        evaluate: builds and measures a choice of forms.
-        bound: what is demanded.
-        frozen: groups that a user pinned.
+    Attributes:
+        comfort_db: above this SQNR nothing more is bought.
+        db_per_percent: least gain in dB that one percent of latency must buy once the bound is met.
         width: sets measured per round.
-        progress: called with one line per round.
+        trials: builds measured in all.
     """
-    current = dict(forms)
-    quality = evaluate(current)
-    result = AccuracyResult(current, quality, tried=1)
-    queue = [tuple(g for g in c if g not in frozen) for c in candidates]
-    while (shortfall := bound.shortfall(quality)) > 0:
-        queue = [c for c in queue if any(current.get(g, "float") != "float" for g in c)]
-        if not queue:
-            break
+
+    comfort_db: float = 30.0
+    db_per_percent: float = 0.5
+    width: int = 6
+    trials: int = 80
+
+
+class AccuracyGuard:
+    """Return groups to float: first until the bound is met, then as long as accuracy is cheap.
+
+    Each round measures the most promising sets of groups and keeps the best. What a set gained when it was last
+    measured predicts what it gains next, so that later rounds measure few sets; sets never measured come in the order
+    given. Gain is weighed against the predicted loss of speed.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[tuple[str, ...]],
+        evaluate: Evaluate,
+        bound: Bound,
+        predict: Callable[[Mapping[str, Form]], float],
+        *,
+        frozen: frozenset[str] = frozenset(),
+        terms: Terms = Terms(),
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Prepare a guard.
+
+        Args:
+            candidates: sets of groups that return together, most suspicious first.
+            evaluate: builds and measures a choice of forms.
+            bound: what is demanded.
+            predict: predicted time of a choice of forms; 0 if unknown.
+            frozen: groups that a user pinned.
+            terms: when to stop.
+            progress: called with one line per step.
+        """
+        self.candidates = [kept for c in candidates if (kept := tuple(g for g in c if g not in frozen))]
+        self.evaluate, self.bound, self.predict, self.terms = evaluate, bound, predict, terms
+        self.progress = progress
+        self.known: dict[tuple[str, ...], float] = {}
+
+    def run(self, forms: Mapping[str, Form]) -> AccuracyResult:
+        """Guard one choice of forms."""
+        current = dict(forms)
+        result = AccuracyResult(current, self.evaluate(current), tried=1)
+        while True:
+            demanded = self.bound.shortfall(result.quality) > 0
+            if not demanded and result.quality.worst >= self.terms.comfort_db:
+                break
+            step = self._best_step(result, demanded)
+            if step is None:
+                break
+            candidate, trial, quality = step
+            before, price = result.quality.worst, self._price(candidate, result.forms)
+            result.forms, result.quality = trial, quality
+            result.steps.append(Returned(candidate, before, quality.worst, round(price, 2), demanded))
+            if self.progress is not None:
+                more = f" and {len(candidate) - 1} more" if len(candidate) > 1 else ""
+                self.progress(
+                    f"accuracy guard: {candidate[0]}{more} to float, {before:.1f} -> {quality.worst:.1f} dB "
+                    f"for {price:.1f} % of the latency"
+                )
+        result.met = self.bound.shortfall(result.quality) <= 0
+        return result
+
+    def _price(self, candidate: tuple[str, ...], forms: Mapping[str, Form]) -> float:
+        """Return the predicted loss of speed in percent if a set of groups returns to float."""
+        before = self.predict(forms)
+        after = self.predict({**forms, **dict.fromkeys(candidate, _FLOAT)})
+        return 100.0 * (after - before) / before if before > 0 else 0.0
+
+    def _gain(self, before: Quality, after: Quality, demanded: bool) -> float:
+        if demanded:
+            return self.bound.shortfall(before) - self.bound.shortfall(after) + 0.1 * (after.worst - before.worst)
+        return after.worst - before.worst if self.bound.shortfall(after) <= 0 else -1.0
+
+    def _best_step(
+        self, result: AccuracyResult, demanded: bool
+    ) -> tuple[tuple[str, ...], dict[str, Form], Quality] | None:
+        """Measure the most promising sets and return the best, or None if none is worth its price."""
+        alive = [c for c in self.candidates if any(result.forms.get(g, "float") != "float" for g in c)]
+        fresh = [c for c in alive if c not in self.known]
+        seen = sorted((c for c in alive if c in self.known), key=lambda c: -self._score(c, self.known[c], result.forms))
+        first = not self.known
+        width = max(self.terms.width, 22) if first else self.terms.width
+        chosen = [*seen[: width - 2], *fresh[: width - min(len(seen), width - 2)]]
         trials = []
-        for candidate in queue[:width]:
-            trial = {**current, **dict.fromkeys(candidate, _FLOAT)}
-            got = evaluate(trial)
+        for candidate in chosen:
+            if result.tried >= self.terms.trials and not (demanded and not trials):
+                break
+            trial = {**result.forms, **dict.fromkeys(candidate, _FLOAT)}
+            quality = self.evaluate(trial)
             result.tried += 1
-            trials.append((bound.shortfall(got), -got.worst, candidate, trial, got))
-        trials.sort(key=lambda t: t[:2])
-        best = trials[0]
-        result.steps.append(Returned(best[2], quality.worst, best[4].worst))
-        if progress is not None:
-            progress(f"accuracy guard: {best[2][0]} to float, {quality.worst:.1f} -> {best[4].worst:.1f} dB")
-        gain = shortfall - best[0]
-        helped = [t[2] for t in trials[1:] if shortfall - t[0] > 0.25 * max(gain, 1e-9)]
-        idle = [t[2] for t in trials[1:] if t[2] not in helped]
-        current, quality = best[3], best[4]
-        queue = helped + queue[width:] + idle
-    result.forms, result.quality = current, quality
-    result.met = bound.shortfall(quality) <= 0
-    return result
+            gain = self._gain(result.quality, quality, demanded)
+            self.known[candidate] = gain
+            trials.append((self._score(candidate, gain, result.forms), gain, candidate, trial, quality))
+        if not trials:
+            return None
+        score, gain, candidate, trial, quality = max(trials, key=lambda t: t[0])
+        if demanded and gain <= 0:
+            # Nothing measured helps alone: take the largest step, so that the search cannot stall below the bound.
+            score, gain, candidate, trial, quality = max(trials, key=lambda t: (len(t[2]), t[1]))
+        elif not demanded and (gain < 0.05 or score < self.terms.db_per_percent):
+            return None
+        return candidate, trial, quality
+
+    def _score(self, candidate: tuple[str, ...], gain: float, forms: Mapping[str, Form]) -> float:
+        """Return gain in dB per percent of latency; very cheap sets count as a fifth of a percent."""
+        return gain / max(self._price(candidate, forms), 0.2)
 
 
 _FLOAT: Form = "float"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qcompiler.errors import BudgetError
 
-_FORM = re.compile(r"^\s*(drop|sqnr)\s*(<=|>=)\s*([0-9.]+)\s*(pt|%|db)?\s*$", re.IGNORECASE)
+_FORM = re.compile(r"^\s*(drop|sqnr)\s*(<=|>=)\s*(\d+(?:\.\d*)?|\.\d+)\s*(pt|%|db)?\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -151,3 +151,23 @@ def _choose_matmuls(
         best = min(options, key=lambda form: options[form])
         for group in family:
             forms[group.name] = best
+
+
+def predict(groups: Sequence[Group], measured: Measured, forms: Mapping[str, Form]) -> float:
+    """Return the predicted microseconds per run of a choice of forms: groups in their form, and every conversion."""
+    rate = conversion_rate(measured)
+    books = {"static": measured.static, "static-float": measured.static, "dynamic": measured.dynamic}
+    total = sum(measured.float_.others.values())
+    for group in groups:
+        book = books.get(forms.get(group.name, "float")) or measured.float_
+        total += book.groups.get(group.name, 0.0)
+    owner = {node: g for g in groups for node in g.nodes}
+    for value in {v for g in groups for v in (*g.data, *g.results)}:
+        producer = value.producer()
+        source = owner.get(producer) if producer is not None else None
+        stored = source is not None and forms.get(source.name) == "static" and value in source.results
+        readers = [owner.get(node) for node in consumers(value)]
+        integer = [g is not None and value in g.data and forms.get(g.name, "float") != "float" for g in readers]
+        crossings = int(stored and not all(integer)) + int(not stored and any(integer))
+        total += crossings * measured.elements.get(str(value.name), 0) * rate
+    return total

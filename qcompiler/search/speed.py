@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qcompiler.engine import ModelLike
 from qcompiler.quant.plan import Form
 from qcompiler.search.attribution import Costs, Owners, attribute
-from qcompiler.search.select import Measured, choose_forms
+from qcompiler.search.select import Measured, choose_forms, predict
 from qcompiler.search.timing import Stopwatch
 from qcompiler.targets.groups import Group
 
@@ -61,6 +61,7 @@ class SpeedSearch:
     def __post_init__(self) -> None:
         self.owners = Owners.of(self.model, self.groups)
         self.float_costs: Costs | None = None
+        self.measured: Measured | None = None
 
     def costs(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> Costs:
         """Profile one choice of forms."""
@@ -82,6 +83,7 @@ class SpeedSearch:
         static_costs = self.costs(static, engine_forms) if some(static) else None
         dynamic_costs = self.costs(dynamic, engine_forms) if some(dynamic) else None
         measured = Measured(self.float_costs, static_costs, dynamic_costs, self.elements, static, dynamic)
+        self.measured = measured
         self.figures["profile_us"] = {
             name: round(costs.total, 1)
             for name, costs in (("float", self.float_costs), ("static", static_costs), ("dynamic", dynamic_costs))
@@ -137,6 +139,10 @@ class SpeedSearch:
         spent += sum(t for name, t in costs.conversions.items() if name in border)
         before = sum(self.float_costs.groups.get(n, 0.0) for n in region)
         return spent - before if spent > 1.02 * before + 1.0 else 0.0
+
+    def predict(self, forms: Mapping[str, Form]) -> float:
+        """Return the predicted microseconds per run of a choice of forms, 0 if nothing was measured."""
+        return 0.0 if self.measured is None else predict(self.groups, self.measured, forms)
 
     def regions(self, forms: Mapping[str, Form]) -> list[frozenset[str]]:
         """Return the connected sets of groups that hand each other integers."""

@@ -16,6 +16,7 @@ from qcompiler.ir.graph import (
     all_graphs,
     attr_float,
     attr_int,
+    attr_ints,
     attr_str,
     const_array,
     consumers,
@@ -183,6 +184,8 @@ def _refusal(node: ir.Node, row: OpRow, form: str) -> tuple[str, str] | None:
         return _resize_refusal(node)
     if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
         return "indices-used", "the indices output of MaxPool is read; the integer kernel has none"
+    if node.op_type == "AveragePool" and (reason := _pool_refusal(node)) is not None:
+        return reason
     if node.op_type == "Softmax":
         return None
     if not any(not is_const(v) for v in node.inputs if v is not None):
@@ -235,6 +238,15 @@ def _recurrent_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:
         return "layout", "the integer kernel has layout 0 only"
     if len(node.inputs) > 7 and node.inputs[7] is not None and not is_const(node.inputs[7]):
         return "peephole", "the peephole weights are not constant"
+    return None
+
+
+def _pool_refusal(node: ir.Node) -> tuple[str, str] | None:
+    if any(d != 1 for d in attr_ints(node, "dilations") or ()):
+        return "dilations", "the integer kernel of AveragePool has no dilations"
+    if attr_int(node, "ceil_mode", 0) and attr_int(node, "count_include_pad", 0):
+        # Seen on ONNX Runtime 1.31: its integer kernel divides by the whole window where ceil_mode cuts it short.
+        return "ceil-mode", "with ceil_mode and count_include_pad the integer kernel counts room that is no padding"
     return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from qcompiler.ir.graph import consumers, is_const, scalar
+from qcompiler.ir.graph import consumers, is_const, is_op, scalar
 from qcompiler.quant.plan import Form, GroupChoice, Point, QuantPlan, use_point
 from qcompiler.quant.spec import QuantSource, QuantSpec, RangeSource
 from qcompiler.targets.groups import Group
@@ -98,7 +98,7 @@ def propagate(groups: Sequence[Group], forms: dict[str, Form], frozen: Mapping[s
     while changed:
         changed = False
         for group in reversed(between):
-            if forms[group.name] == "static" and _idle(group, owner, forms):
+            if forms[group.name] == "static" and _idle(group, owner, forms, stored):
                 forms[group.name] = "float"
                 changed = True
 
@@ -119,13 +119,29 @@ def _all_read_integers(group: Group, owner: Mapping[ir.Node, Group], forms: Mapp
     return any(v.uses() for v in group.results)
 
 
-def _idle(group: Group, owner: Mapping[ir.Node, Group], forms: Mapping[str, Form]) -> bool:
-    if group.root.op_type in _KEPT_WITHOUT_READER or group.row.kind == "mover":
+def _idle(
+    group: Group, owner: Mapping[ir.Node, Group], forms: Mapping[str, Form], stored: Callable[[ir.Value], bool]
+) -> bool:
+    """Return whether running the group on integers serves nothing: no integer operator computes with its result.
+
+    An operator that only moves what is stored as integers anyway moves fewer bytes that way; it stays.
+    """
+    if group.row.kind == "mover":
+        return not stored(group.data[0]) and not _all_read_integers(group, owner, forms)
+    if group.root.op_type in _KEPT_WITHOUT_READER:
         return False
-    return not any(any(_integer_readers(v, owner, forms)) for v in group.results)
+    return not any(_computed_with(v, owner, forms) for v in group.results)
 
 
-Refuse = Callable[[str, str, str], None]
+def _computed_with(value: ir.Value, owner: Mapping[ir.Node, Group], forms: Mapping[str, Form]) -> bool:
+    """Return whether an integer operator computes with the value, directly or behind operators that only move it."""
+    for node, reads in zip(consumers(value), _integer_readers(value, owner, forms), strict=True):
+        if not reads:
+            continue
+        group = owner[node]
+        if group.row.kind != "mover" or any(_computed_with(v, owner, forms) for v in group.results):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -148,7 +164,8 @@ def resolve(
 ) -> Resolution:
     """Derive all points from the forms.
 
-    A group whose activations calibration never executed falls back to float with the reason ``never-observed``.
+    A group whose activations calibration never executed falls back to float with the reason ``never-observed``, one
+    that cannot have its form with the reason why not.
 
     Args:
         groups: all groups of the model.
@@ -164,6 +181,9 @@ def resolve(
     final: dict[str, Form] = {}
     for group in groups:
         form = forms.get(group.name, "float")
+        if form != "float" and form not in group.legal:
+            refused.append((group.name, *_illegal(group, form, target)))
+            form = "float"
         if form in _INTEGER and (bad := _unobserved(group, form, statistics, imported or {})):
             code = "never-observed" if statistics is not None else "no-calibration"
             refused.append((group.name, code, f"{bad} was never executed during calibration" if statistics else
@@ -173,6 +193,14 @@ def resolve(
     builder = _Points(groups, final, target, estimators or {}, default_estimator, statistics, imported or {})
     choices = {g.name: GroupChoice(final[g.name], (why or {}).get(g.name, "")) for g in groups}
     return Resolution(QuantPlan(choices, builder.build()), tuple(refused))
+
+
+def _illegal(group: Group, form: Form, target: Target) -> tuple[str, str]:
+    """Return the reason code and sentence for a form that the group cannot have."""
+    for barred, code, text in group.refusals:
+        if barred == form:
+            return code, f"{form}: {text}"
+    return "no-such-form", target.supports(group.root.op_type, form) or f"{group.name} has no form {form}"
 
 
 def _unobserved(
@@ -227,6 +255,8 @@ class _Points:
             self.points[name] = Point(self.activation, self.imported[name])
         elif name not in self.points:
             estimator = self.estimators.get(group.name, self.default)
+            if estimator.partition(":")[0] == "auto":
+                estimator = estimator_for(value, estimator.partition(":")[2])
             self.points[name] = Point(self.activation, QuantSource("observed", estimator=estimator))
 
     def _static(self, group: Group, form: Form) -> None:
@@ -326,7 +356,7 @@ class _Points:
         """Return whether the wider range of the Concat still saturates where a producer's Relu or Clip does."""
         if self.statistics is None or not self.statistics.observed(out):
             return False
-        low, high = self.statistics.range(out, self.default)
+        low, high = self.statistics.range(out, self.points[out].source.estimator or "min-max")
         for value in members.values():
             group = self.owner.get(value.producer())  # type: ignore[arg-type]
             if group is not None and group.activation is not None:
@@ -352,6 +382,17 @@ class _Points:
                 if not inside:
                     return False
         return True
+
+
+def estimator_for(value: ir.Value, otherwise: str = "") -> str:
+    """Choose the estimator whose error counts where it matters: behind the function that alone reads the value."""
+    readers = consumers(value)
+    if readers and not value.is_graph_output():
+        gates = [n for n in readers if is_op(n, "Sigmoid")]
+        rest = [n for n in readers if n not in gates]
+        if gates and all(is_op(n, "Mul") and any(v.producer() in gates for v in n.inputs if v is not None) for n in rest):
+            return "mse:8:silu" if rest else "mse:8:sigmoid"
+    return otherwise or "mse:8"
 
 
 def activation_bounds(node: ir.Node) -> tuple[float, float]:

@@ -6,7 +6,8 @@ from qcompiler.errors import PassError
 from qcompiler.ir.text import print_model
 from qcompiler.pipeline.bisect import _first_bad, bisect
 from qcompiler.pipeline.pipeline import Pipeline
-from tests.pipeline.sample_passes import REGISTRY, chain_feeds, chain_state, engine
+from qcompiler.pipeline.state import CompileState
+from tests.pipeline.sample_passes import REGISTRY, ScaleFactors, chain_feeds, chain_state, engine
 
 ENGINE = engine()
 FEEDS = chain_feeds()
@@ -46,6 +47,24 @@ def test_a_pass_that_counts_nothing_is_narrowed_by_its_values() -> None:
     assert (found.node, found.origins) == ("Mul_4", ("Mul_4",))
 
 
+def test_a_pass_that_cannot_stop_half_way_is_narrowed_by_its_values() -> None:
+    @dataclass(frozen=True)
+    class AllOrNothing(ScaleFactors):
+        """Fail unless every Mul was changed."""
+
+        def run(self, state: CompileState) -> int:
+            made = super().run(state)
+            if made < 3:
+                raise ValueError("the graph is half-way")
+            return made
+
+    pipeline = parse("drop-identity") + Pipeline((AllOrNothing(factor=1.5, only="e"),))
+    found = bisect(chain_state(), pipeline, ENGINE, FEEDS)
+    assert found is not None
+    assert (found.index, found.rule, found.application, found.applications) == (1, "", 0, 3)
+    assert (found.node, found.origins) == ("Mul_4", ("Mul_4",))
+
+
 def test_lossy_passes_have_no_contract_to_break() -> None:
     assert bisect(chain_state(), parse("silently-scale"), ENGINE, FEEDS) is None
 
@@ -56,13 +75,23 @@ def test_a_pipeline_within_the_bound_has_no_culprit() -> None:
     assert bisect(chain_state(), Pipeline(), ENGINE, FEEDS, 200.0) is None
 
 
-def test_an_error_that_comes_goes_and_comes_back_is_found_where_it_first_came() -> None:
-    """Doubling, halving, then doubling again: binary search alone would find the last."""
+def test_an_error_that_goes_and_comes_back_is_found_where_it_first_came() -> None:
     double, halve = "scale-factors{factor=2.0,only=e}", "scale-factors{factor=0.5,only=e}"
     text = f"many,{double},many,many,{halve},many,many,scale-factors{{factor=4.0,only=e}}"
     found = bisect(chain_state(), parse(text), ENGINE, FEEDS, 60.0)
     assert found is not None
-    assert found.index in (1, 7)
+    assert found.index == 1
+
+
+def test_thorough_finds_what_a_search_steps_over() -> None:
+    """The error of the second pass is undone by the third before any probe looks."""
+    text = "many,scale-factors{factor=2.0,only=e},scale-factors{factor=0.5,only=e},many,many,many,many,silently-scale"
+    quick = bisect(chain_state(), parse(text), ENGINE, FEEDS, 60.0)
+    assert quick is not None
+    assert (quick.index, quick.node) == (7, "Mul_4")
+    found = bisect(chain_state(), parse(text), ENGINE, FEEDS, 60.0, thorough=True)
+    assert found is not None
+    assert (found.index, found.node, found.application) == (1, "Mul_4", 2)
 
 
 def test_an_illegal_pipeline_fails_before_bisecting() -> None:
@@ -87,7 +116,7 @@ def first_bad(values: list[float]) -> tuple[int | None, int]:
 
 
 def test_steady_errors_take_a_binary_search() -> None:
-    assert first_bad([99.0] * 40 + [10.0] * 60) == (40, 8)
+    assert first_bad([99.0] * 40 + [10.0] * 60) == (40, 7)
     assert first_bad([99.0, 10.0]) == (1, 1)
     assert first_bad([99.0] * 5) == (None, 1)
     assert first_bad([99.0]) == (None, 1)

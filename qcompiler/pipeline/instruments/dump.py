@@ -41,7 +41,7 @@ class DumpInstrument:
         models: write the ONNX files as well.
     """
 
-    folder: Path
+    folder: str | Path
     times: TimeInstrument | None = None
     numerics: NumericsInstrument | None = None
     models: bool = True
@@ -81,14 +81,14 @@ class DumpInstrument:
         self._write_index(state)
 
     def _open(self) -> None:
-        self.folder = Path(self.folder)
-        write_texts(self.folder, {INDEX_FILE: "{}\n"})
-        for path in self.folder.iterdir():
+        folder = Path(self.folder)
+        write_texts(folder, {INDEX_FILE: "{}\n"})
+        for path in folder.iterdir():
             # Only what a dump writes: the folder may be a place people keep other things in.
             if path.name[:3].isdigit() and path.name[3:4] == "-" and path.is_file():
                 path.unlink()
-        (self.folder / TIMES_FILE).unlink(missing_ok=True)
-        self._store = WeightStore(self.folder)
+        (folder / TIMES_FILE).unlink(missing_ok=True)
+        self._store = WeightStore(folder)
 
     def _add(self, state: CompileState, name: str, text: str | None, changes: int, graph: str) -> None:
         self._running = False
@@ -105,7 +105,7 @@ class DumpInstrument:
             files[f"{stage}.plan.json"] = plan + "\n"
         self._plan = plan
         self._remarks = len(state.remarks)
-        write_texts(self.folder, files)
+        write_texts(Path(self.folder), files)
         if changed and self.models:
             assert self._store is not None
             self._store.save(state.model, f"{stage}.onnx")
@@ -134,7 +134,7 @@ class DumpInstrument:
         files = {INDEX_FILE: _json(index)}
         if self.times is not None:
             files[TIMES_FILE] = _json(self._seconds)
-        write_texts(self.folder, files)
+        write_texts(Path(self.folder), files)
 
 
 def _graph_entry(state: CompileState) -> dict[str, Any]:

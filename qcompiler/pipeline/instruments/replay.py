@@ -82,7 +82,7 @@ class ReplayInstrument:
         written: whether a failure was recorded.
     """
 
-    folder: Path
+    folder: str | Path
     written: bool = False
     _before: CompileState | None = None
     _recorder: RecordedRanges | None = None

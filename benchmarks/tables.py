@@ -1,0 +1,156 @@
+"""Write the results as Markdown for readers and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from baselines import FLOAT, FORMS, OURS
+from measuring import ModelResult, usable_means
+from scoring import FormResult
+
+RIVALS = tuple(form.name for form in FORMS if form.name not in (FLOAT, OURS))
+
+
+def write_results(folder: Path, stem: str, results: Sequence[ModelResult], context: Mapping[str, str]) -> list[Path]:
+    """Write ``STEM.md`` and ``STEM.json``, each under a temporary name first, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    means = usable_means(results, RIVALS, OURS)
+    data = {
+        "context": dict(context),
+        "usable_speedup": means,
+        "models": [
+            asdict(r) | {"usable_speedup": {name: f.usable_speedup for name, f in r.forms.items()}} for r in results
+        ],
+    }
+    texts = {"md": markdown(results, means, context), "json": json.dumps(data, indent=1) + "\n"}
+    written = []
+    for suffix, text in texts.items():
+        path = folder / f"{stem}.{suffix}"
+        temporary = path.with_name(path.name + ".partial")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+        written.append(path)
+    return written
+
+
+def markdown(
+    results: Sequence[ModelResult], means: Mapping[str, Mapping[str, float]], context: Mapping[str, str]
+) -> str:
+    """Return the whole page."""
+    lines = ["# ONNX Runtime on CPU", "", "Made by `python benchmarks/cpu.py`; do not edit.", ""]
+    lines += [f"- {key}: {value}" for key, value in context.items()]
+    lines += ["", "## Usable speed-up", "", *_DEFINITION, ""]
+    for group in dict.fromkeys(r.group for r in results):
+        lines += [f"### {group}", "", *_headline([r for r in results if r.group == group], means[group]), ""]
+    lines += ["## All forms", ""]
+    lines += [f"- `{form.name}`: {form.what}" + _cap(form.most_feeds) for form in FORMS]
+    lines += ["", *_COLUMNS, ""]
+    for result in results:
+        lines += [f"### {result.name}", "", *_details(result), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+_DEFINITION = (
+    "Float latency / latency of the form, minima of interleaved rounds. It counts as 1.0 where the form is slower than",
+    "float, does not work, or one of its metrics falls by more than a point (0.01; 1 % where a metric is unbounded).",
+    '"Float" is the model as given, also where that is quantized already. SQNR is that of the worst output over the',
+    "evaluation data.",
+)
+_COLUMNS = (
+    "Speed-ups are float / form of the minima and of the medians. Memory is the peak of the process that builds the",
+    "form, with interpreter and calibration data; each form is built alone in a process of its own.",
+)
+
+
+def _cap(most: int | None) -> str:
+    if most is None:
+        return ""
+    return f", on {most} calibration feeds at most since it keeps every activation of all feeds (fewer: see the note)"
+
+
+def _headline(results: Sequence[ModelResult], means: Mapping[str, float]) -> list[str]:
+    lines = [
+        "| model | metric, float | best form of ONNX Runtime | its usable speed-up | its metric | its SQNR, dB "
+        "| ours, usable speed-up | our metric | our SQNR, dB | integer share | fused / planned |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        best, ours, reference = result.best_of(RIVALS), result.forms.get(OURS), result.forms[FLOAT]
+        main = next(iter(reference.metrics))
+        theirs = ("none is usable", "1.00", "", "")
+        if best is not None:
+            theirs = (best.form, f"{best.usable_speedup:.2f}", f"{best.metrics[main]:.4f}", _decibels(best))
+        mine = ("", "", "", "", "")
+        if ours is not None:
+            notes = ours.notes
+            mine = (
+                f"{ours.usable_speedup:.2f}" + ("" if ours.usable else " (not usable)"),
+                f"{ours.metrics[main]:.4f}" if main in ours.metrics else str(ours.error),
+                _decibels(ours),
+                f"{notes['integer_share']:.0%}" if "integer_share" in notes else "",
+                f"{notes['fused']} / {notes['planned']}" if "planned" in notes else "",
+            )
+        lines.append(_row(result.name, f"{main} {reference.metrics[main]:.4f}", *theirs, *mine))
+    best_mean, our_mean = means["best of ONNX Runtime per model"], means.get(OURS)
+    blank = ("", "")
+    lines.append(
+        _row(
+            "**geometric mean**",
+            "",
+            "",
+            f"**{best_mean:.2f}**",
+            *blank,
+            "" if our_mean is None else f"**{our_mean:.2f}**",
+            *blank,
+            *blank,
+        )
+    )
+    others = [f"`{name}` {value:.2f}" for name, value in means.items() if name in RIVALS]
+    return [*lines, "", f"One form for all models, geometric mean: {', '.join(others)}."] if others else lines
+
+
+def _details(result: ModelResult) -> list[str]:
+    metrics = list(result.forms[FLOAT].metrics)
+    lines = [
+        _row(
+            "form", "speed-up, min", "median", "usable", *metrics, "SQNR, dB", "size", "compile, s", "peak, MiB", "note"
+        ),
+        "|" + "---|" * (9 + len(metrics)),
+    ]
+    whole = result.forms[FLOAT].size
+    for form, f in result.forms.items():
+        note = f.error or ""
+        cap = next((x.most_feeds for x in FORMS if x.name == form), None)
+        if cap is not None and f.feeds:
+            note = f"{f.feeds} calibration feeds" + (f"; {note}" if note else "")
+        lines.append(
+            _row(
+                f"`{form}`",
+                _ratio(f.speedup),
+                _ratio(f.speedup_median),
+                f"{f.usable_speedup:.2f}" + ("" if f.usable else " (no)"),
+                *(f"{f.metrics[m]:.4f}" if m in f.metrics else "" for m in metrics),
+                _decibels(f) if form != FLOAT else "",
+                f"{f.size / whole:.2f}" if f.size and whole else "",
+                f"{f.seconds:.1f}" if f.seconds else "",
+                f"{f.peak_mib:.0f}" if f.peak_mib else "",
+                note.replace("|", "/"),
+            )
+        )
+    return [*lines, "", f"{result.rounds} rounds."]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _decibels(form: FormResult) -> str:
+    worst = form.worst_sqnr
+    return "" if worst is None else f"{worst:.1f}"

@@ -1,0 +1,72 @@
+"""All passes there are, for pipelines written as text and for ``qcompiler passes``."""
+
+from __future__ import annotations
+
+from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
+from qcompiler.passes.cancel_transposes import CancelTransposes
+from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.deduplicate import Deduplicate
+from qcompiler.passes.eliminate_identity import EliminateIdentity
+from qcompiler.passes.fold_casts import FoldCasts
+from qcompiler.passes.fold_constants import FoldConstants
+from qcompiler.passes.fold_mul_add_into_weights import FoldMulAddIntoWeights
+from qcompiler.passes.fold_reshapes import FoldReshapes
+from qcompiler.passes.fold_shapes import FoldShapes
+from qcompiler.passes.fuse_batch_norm import FuseBatchNorm
+from qcompiler.passes.fuse_matmul_add import FuseMatmulAdd
+from qcompiler.passes.fuse_pad import FusePad
+from qcompiler.passes.fuse_qdq import FuseQdq
+from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.infer_shapes import InferShapes
+from qcompiler.passes.inline_constant_if import InlineConstantIf
+from qcompiler.passes.insert_qdq import InsertQdq
+from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
+from qcompiler.passes.normalize_activations import NormalizeActivations
+from qcompiler.passes.normalize_gemm import NormalizeGemm
+from qcompiler.passes.order_operands import OrderOperands
+from qcompiler.passes.plan_quantization import PlanQuantization
+from qcompiler.passes.recognize_gelu import RecognizeGelu
+from qcompiler.passes.recognize_layer_norm import RecognizeLayerNorm
+from qcompiler.passes.recognize_silu import RecognizeSilu
+from qcompiler.passes.remove_unused import RemoveUnused
+from qcompiler.pipeline.base import Pass
+from qcompiler.pipeline.registry import PassRegistry
+
+PASSES: tuple[type[Pass], ...] = (
+    ImportQdq,
+    Canonicalize,
+    RemoveUnused,
+    FoldConstants,
+    InlineConstantIf,
+    EliminateIdentity,
+    FoldCasts,
+    InferShapes,
+    FoldShapes,
+    FoldReshapes,
+    Deduplicate,
+    RecognizeLayerNorm,
+    RecognizeGelu,
+    RecognizeSilu,
+    CancelTransposes,
+    NormalizeActivations,
+    FusePad,
+    FuseBatchNorm,
+    NormalizeGemm,
+    FuseMatmulAdd,
+    FoldMulAddIntoWeights,
+    OrderOperands,
+    PlanQuantization,
+    InsertQdq,
+    FuseQdq,
+    LowerOnnxruntime,
+    AvoidEngineTraps,
+)
+"""The shipped pass classes, in the order in which a build meets them."""
+
+DEFAULT_PIPELINE = "import-qdq,canonicalize,plan-quantization,insert-qdq,fuse-qdq,lower-onnxruntime,avoid-engine-traps"
+"""What `qcompiler.compile` runs, as a pipeline string."""
+
+
+def shipped_passes() -> PassRegistry:
+    """Return the registry of the shipped passes; other packages' are added by `PassRegistry.with_entry_points`."""
+    return PassRegistry(PASSES)

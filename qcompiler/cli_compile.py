@@ -1,0 +1,123 @@
+"""``qcompiler compile``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qcompiler.cli_files import check_new_folder, check_outputs
+from qcompiler.cli_options import (
+    SOURCE_HELP,
+    Emit,
+    Model,
+    Quiet,
+    RandomFeeds,
+    Shapes,
+    Source,
+    Target,
+    Threads,
+    check_decibels,
+    load_metric,
+    parse_shapes,
+)
+from qcompiler.cli_progress import progress_lines
+from qcompiler.cli_show import show_report, stdout_console
+from qcompiler.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from qcompiler.compiler import CompiledModel
+
+
+def compile_command(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The compiled model.")],
+    target: Target = "host",
+    recipe: Annotated[str, typer.Option(help="int8, int8-static, int8-dynamic, or the path of a .toml.")] = "int8",
+    calibration: Source = None,
+    random_calibration: RandomFeeds = None,
+    override: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .toml with [[override]] rows: match (glob), form, estimator.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(metavar="B", help="A bound: drop<=0.5pt, drop<=1% or sqnr>=30; may be repeated.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="FILE.py:F", help="F(outputs, feeds) -> float over the evaluation feeds.")
+    ] = None,
+    evaluation: Annotated[str | None, typer.Option(metavar="SRC", help=f"Feeds for the metric: {SOURCE_HELP}.")] = None,
+    shapes: Shapes = None,
+    min_sqnr: Annotated[float | None, typer.Option(metavar="DB", help="Least SQNR of every output in dB.")] = None,
+    decisions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Repeat the decisions of an earlier build without timing.")
+    ] = None,
+    emit: Annotated[Emit | None, typer.Option(help="Force one form of the output; chosen by default.")] = None,
+    opset: Annotated[int | None, typer.Option(min=1, metavar="N", help="ONNX operator set of the output.")] = None,
+    dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write what every pass did.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write the whole report.")] = None,
+    threads: Threads = None,
+    guard: Annotated[bool, typer.Option("--guard/--no-guard", help="Measure speed and accuracy; undo losses.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a float or QDQ model into a smaller, faster one, and prove it.
+
+    What loses speed or accuracy goes back to float. The decisions record OUT.decisions.json is written beside OUT;
+    give it to --decisions to get the same bytes again without timing.
+
+    \b
+    Examples:
+      qcompiler compile model.onnx -o model.int8.onnx --calibration feeds.npz
+      qcompiler compile model.onnx -o out.onnx --calibration data.py:feeds --budget "sqnr>=30" --report out.json
+      qcompiler compile model.onnx -o out.onnx --calibration c.npz --evaluation e.npz \\
+          --metric score.py:top1 --budget "drop<=0.5pt"
+      qcompiler compile model.onnx -o again.onnx --calibration feeds.npz --decisions model.int8.decisions.json
+    """
+    from qcompiler.compiler import decisions_path
+
+    check_decibels(min_sqnr)
+    if calibration is not None and random_calibration is not None:
+        raise CalibrationError("give either --calibration or --random-calibration, not both")
+    check_outputs({"output": output}, {"model": model})
+    record = decisions_path(output)
+    check_outputs(
+        {"output": output, "decisions record": record if record != decisions else None, "report": report},
+        {"model": model, "override file": override},
+    )
+    check_new_folder(dump, "the dump")
+    score = None if metric is None else load_metric(metric)
+    lengths = parse_shapes(shapes)
+
+    from qcompiler.api import compile as compile_api
+
+    with progress_lines(quiet) as progress:
+        compiled = compile_api(
+            str(model), target=target, recipe=recipe, calibration=calibration, overrides=override, budget=budget,
+            metric=score, evaluation=evaluation, shapes=lengths or None, decisions=decisions, dump=dump,
+            threads=threads, guard=guard, emit="auto" if emit is None else emit.value, min_sqnr=min_sqnr,
+            random_calibration=random_calibration or 0, opset=opset, progress=progress,
+        )  # fmt: skip
+        written = write_results(compiled, output, report)
+    if quiet:
+        for warning in compiled.report.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        return
+    show_report(compiled.report, stdout_console(), f"{model} -> {output}", [*written, *([dump] if dump else [])])
+
+
+def write_results(compiled: CompiledModel, output: Path, report: Path | None = None) -> list[Path]:
+    """Write the model, its decisions record and the report: all of them or, on an error, none.
+
+    Raises:
+        QCompilerError: a file cannot be written.
+    """
+    from qcompiler.compiler import decisions_path, staged_text
+
+    if report is None:
+        compiled.save(output)
+        return [output, decisions_path(output)]
+    with staged_text(report, json.dumps(compiled.report.to_dict(), indent=1, sort_keys=True) + "\n"):
+        compiled.save(output)
+    return [output, decisions_path(output), report]

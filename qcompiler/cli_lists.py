@@ -1,0 +1,152 @@
+"""``qcompiler targets``, ``passes``, ``patterns`` and ``inspect``: show what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.cli_show import stdout_console
+from qcompiler.errors import PassError
+
+Name = Annotated[str | None, typer.Argument(help="Show this one in detail.", show_default=False)]
+
+
+def targets_command(name: Name = None) -> None:
+    """List the targets, or show one's capability table with the engine's rule behind every row.
+
+    \b
+    Examples:
+      qcompiler targets
+      qcompiler targets ort-x86
+    """
+    from qcompiler.targets.host import detect, host_target_name
+    from qcompiler.targets.target import load_target, target_names
+
+    console = stdout_console()
+    processor = detect()
+    host, note = host_target_name(processor)
+    if name is None:
+        table = _table("target", "engine", "processor", "what")
+        for each in target_names():
+            target = load_target(each)
+            needs = " ".join((target.processor or "any", *target.requires))
+            table.add_row(each + (" (host)" if each == host else ""), target.engine, needs, target.doc)
+        console.print(table)
+        console.print(Text(f"host: {processor.model or processor.machine} -> {host}" + (f"; {note}" if note else "")))
+        return
+    target = load_target(host if name == "host" else name)
+    console.print(Text(f"{target.name}: {target.doc}"))
+    console.print(Text(f"activations {target.activation}, weights {target.weight} ({target.weight_bits} bits)"))
+    table = _table("operators", "kind", "forms", "why")
+    for row in target.rows:
+        table.add_row(" ".join(row.type), row.kind, " ".join(row.forms), row.why)
+    console.print(table)
+    for trap, why in target.traps.items():
+        console.print(Text(f"{trap}: {why}"))
+
+
+def passes_command(name: Name = None) -> None:
+    """List the passes, or show one's options.
+
+    \b
+    Examples:
+      qcompiler passes
+      qcompiler passes plan-quantization
+    """
+    from qcompiler.passes.catalog import DEFAULT_PIPELINE, shipped_passes
+    from qcompiler.pipeline.registry import pass_info
+
+    registry = shipped_passes().with_entry_points()
+    console = stdout_console()
+    if name is not None:
+        _show_pass(name, console)
+        return
+    table = _table("pass", "needs", "gives", "contract", "what")
+    for cls in registry:
+        info = pass_info(cls)
+        needs = " ".join(p.name for p in info.needs)
+        options = f" Options: {', '.join(o.name for o in info.options)}." if info.options else ""
+        table.add_row(info.name, needs, info.gives.name if info.gives else "", str(info.numerics), info.doc + options)
+    console.print(table)
+    console.print(Text(f"compile runs: {DEFAULT_PIPELINE}"), soft_wrap=True)
+
+
+def _show_pass(name: str, console: Console) -> None:
+    import inspect
+
+    from qcompiler.passes.catalog import shipped_passes
+    from qcompiler.pipeline.registry import pass_info
+
+    cls = shipped_passes().with_entry_points().get(name)
+    info = pass_info(cls)
+    console.print(Text(f"{info.name}: {inspect.getdoc(cls) or info.doc}"))
+    gives = info.gives.name if info.gives else "the same phase"
+    console.print(Text(f"needs {' or '.join(p.name for p in info.needs)}, gives {gives}, contract {info.numerics}"))
+    for option in info.options:
+        console.print(Text(f"  {option.name} ({option.type}), default {option.default}"))
+
+
+def patterns_command(name: Name = None) -> None:
+    """List the rewriting rules, or show one's pattern and conditions.
+
+    \b
+    Examples:
+      qcompiler patterns
+      qcompiler patterns recognize-silu
+    """
+    from qcompiler.patterns.catalog import all_rules
+    from qcompiler.pipeline.parse import near
+
+    console = stdout_console()
+    rules = all_rules()
+    if name is not None:
+        found = [rule for rule in rules if rule.name == name]
+        if not found:
+            raise PassError(f"unknown pattern {name!r}{near(name, {rule.name for rule in rules})}")
+        for rule in dict.fromkeys(map(str, found)):
+            console.print(Text(rule), soft_wrap=True)
+        return
+    table = _table("pattern", "starts at", "what")
+    for rule in rules:
+        roots = " ".join(f"{domain}.{op}" if domain else op for domain, op in rule.roots())
+        table.add_row(rule.name, roots, rule.doc or str(rule.match))
+    console.print(table)
+
+
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(metavar="DUMPDIR", help="What --dump wrote.", show_default=False)],
+    stage: Annotated[int | None, typer.Option("--stage", metavar="N", help="Show the graph of stage N.")] = None,
+    diff: Annotated[int | None, typer.Option("--diff", metavar="N", help="Show what stage N changed.")] = None,
+    remarks: Annotated[int | None, typer.Option("--remarks", metavar="N", help="Show the remarks of stage N.")] = None,
+) -> None:
+    """Show a dump: the passes, what each changed, and why.
+
+    \b
+    Examples:
+      qcompiler inspect dump/
+      qcompiler inspect dump/ --diff 4
+      qcompiler inspect dump/ --remarks 3
+    """
+    from qcompiler.report.dumps import load_dump, render, render_diff, render_remarks, render_stage
+
+    dump, console = load_dump(folder), stdout_console()
+    if stage is not None:
+        render_stage(dump, stage, console)
+    if diff is not None:
+        render_diff(dump, diff, console)
+    if remarks is not None:
+        render_remarks(dump, remarks, console)
+    if stage is diff is remarks is None:
+        render(dump, console)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
