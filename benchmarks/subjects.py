@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,8 +105,3 @@ def _demo(model: Any) -> Subject:
         return {model.metric_name: model.metric([{"logits": feed[0]} for feed in outputs])}
 
     return Subject(DEMO, model.name, model.path, model.calibration, model.evaluation[0], run_all, metric)
-
-
-def input_bytes(feed: Mapping[str, Array]) -> int:
-    """Return the bytes of one feed."""
-    return sum(np.asarray(array).nbytes for array in feed.values())

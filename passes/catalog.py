@@ -11,6 +11,7 @@ from qcompiler.passes.fold_casts import FoldCasts
 from qcompiler.passes.fold_constants import FoldConstants
 from qcompiler.passes.fold_mul_add_into_weights import FoldMulAddIntoWeights
 from qcompiler.passes.fold_reshapes import FoldReshapes
+from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fold_shapes import FoldShapes
 from qcompiler.passes.fuse_batch_norm import FuseBatchNorm
 from qcompiler.passes.fuse_matmul_add import FuseMatmulAdd
@@ -57,6 +58,7 @@ PASSES: tuple[type[Pass], ...] = (
     OrderOperands,
     PlanQuantization,
     InsertQdq,
+    FoldScales,
     FuseQdq,
     LowerOnnxruntime,
     AvoidEngineTraps,

@@ -8,14 +8,16 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.engine import Array
 from qcompiler.ir.graph import attr_int, const_array, consumers, is_const, is_op
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, Lossy
 from qcompiler.pipeline.state import CompileState
+from qcompiler.quant.arithmetic import quantize
 from qcompiler.quant.formats import QuantFormat, format_of
-from qcompiler.quant.spec import QuantSource
+from qcompiler.quant.spec import QuantParams, QuantSource, QuantSpec
 from qcompiler.targets.groups import quantizable_graphs
 
 
@@ -51,9 +53,15 @@ class ImportQdq(Pass):
             return
         scale, zero, storage = numbers
         if is_const(source):
-            self._fold_constant(state, rewriter, node, scale, zero, storage)
+            self._fold_constant(state, rewriter, node, const_array(source), scale, zero, storage)
             return
         producer = source.producer()
+        weight = producer.inputs[0] if producer is not None and is_op(producer, "QuantizeLinear") else None
+        if producer is not None and is_const(weight) and _same_numbers(producer, node):
+            # Training exports float weights behind a Q/DQ pair of their own.
+            integers = _quantized_constant(weight, scale, zero, storage, attr_int(node, "axis", 1))
+            self._fold_constant(state, rewriter, node, integers, scale, zero, storage)
+            return
         activation = state.target.activation
         fixed = _as_activation(scale, zero, storage, activation)
         if producer is None or not is_op(producer, "QuantizeLinear") or producer.graph is not node.graph:
@@ -78,12 +86,12 @@ class ImportQdq(Pass):
         state: CompileState,
         rewriter: Rewriter,
         node: ir.Node,
+        integers: Array | None,
         scale: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
         zero: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
         storage: QuantFormat,
     ) -> None:
         source = node.inputs[0]
-        integers = const_array(source)
         if integers is None or source is None or node.outputs[0].is_graph_output():
             return
         axis = attr_int(node, "axis", 1) if scale.ndim else None
@@ -177,6 +185,21 @@ def _numbers(
         scale = scale.reshape(())
     wide = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64).reshape(scale.shape)
     return scale, wide, storage
+
+
+def _quantized_constant(
+    value: ir.Value | None,
+    scale: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    zero: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    storage: QuantFormat,
+    axis: int,
+) -> Array | None:
+    """Return the integers that QuantizeLinear makes of a constant."""
+    array = const_array(value)
+    if array is None:
+        return None
+    spec = QuantSpec(storage.name, axis % max(array.ndim, 1) if scale.ndim else None)
+    return quantize(array, QuantParams(spec, scale, zero))
 
 
 def _same_numbers(a: ir.Node, b: ir.Node) -> bool:

@@ -11,6 +11,7 @@ from qcompiler.patterns.builder import Builder
 from qcompiler.patterns.clauses import where
 from qcompiler.patterns.language import Op, Rule, const, maybe, op, rest, rule, var
 from qcompiler.patterns.match import Match
+from qcompiler.quant.formats import format_of
 
 MOVERS = (
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand", "Tile", "DepthToSpace",
@@ -30,7 +31,11 @@ def same_params(first: ir.Node, second: ir.Node) -> bool:
     return _numbers(first) is not None and _numbers(first) == _numbers(second)
 
 
-def _numbers(node: ir.Node) -> tuple[object, ...] | None:
+_Numbers = tuple[ir.DataType, str, tuple[float, ...], tuple[int, ...], int | None]
+"""Storage type, type of the scale, scales, zero points, axis."""
+
+
+def _numbers(node: ir.Node) -> _Numbers | None:
     scale = const_array(node.inputs[1])
     given = node.inputs[2] if len(node.inputs) > 2 else None
     zero = const_array(given)
@@ -74,6 +79,31 @@ def _keeps_output_name(m: Match) -> str | None:
     if out.is_graph_output() and (m.x.is_graph_input() or m.x.is_graph_output() or m.x.graph is not m.root.graph):
         return f"graph-output: {out.name} is a graph output and {m.x.name} cannot take its name"
     return None
+
+
+def _same_grid(m: Match) -> str | None:
+    """Require that both pairs store the same real numbers: int8 with zero point z is uint8 with z + 128."""
+    inner, outer = _numbers(m.node("dq")), _numbers(m.node("q"))
+    if inner is None or outer is None or outer != _numbers(m.root):
+        return "parameters-differ: the outer pair has different parameters"
+    grids = []
+    for kind, precision, scale, zero, axis in (inner, outer):
+        storage = format_of(kind)
+        if storage is None:
+            return "parameters-differ: the integers are of unknown type"
+        grids.append((storage.bits, precision, scale, tuple(z - storage.qmin for z in zero), axis))
+    return None if grids[0] == grids[1] else "parameters-differ: the pairs have different scales or ranges"
+
+
+def _leaves_the_graph(m: Match) -> str | None:
+    """Require that nothing computes with the result: an integer kernel may want the second pair's storage type."""
+    value = m.root.outputs[0]
+    return None if value.is_graph_output() and not value.uses() else "read-inside: the second type may be wanted"
+
+
+def _dequantize_once(b: Builder, m: Match) -> ir.Value:
+    node = m.node("dq")
+    return b.clone(node, *node.inputs, like=m.root.outputs[0])
 
 
 # ---- factors ----------------------------------------------------------------------------------------------------
@@ -154,9 +184,9 @@ def _leads_to_same(value: ir.Value, dq: ir.Node, depth: int = 8) -> bool:
     for node in consumers(value):
         if is_op(node, "QuantizeLinear") and same_params(node, dq):
             return True
-        if depth and is_op(node, *MOVERS) and node.inputs[0] is value and selects_only(node) is None:
-            if _leads_to_same(node.outputs[0], dq, depth - 1):
-                return True
+        moves = depth > 0 and is_op(node, *MOVERS) and node.inputs[0] is value and selects_only(node) is None
+        if moves and _leads_to_same(node.outputs[0], dq, depth - 1):
+            return True
     return False
 
 
@@ -183,7 +213,8 @@ def _computed(m: Match) -> str | None:
 def _move_integers(b: Builder, m: Match) -> ir.Value:
     node, out = m.root, m.root.outputs[0]
     moved = b.clone(node, m.x, *node.inputs[1:], like=out)
-    moved.dtype = m.x.dtype
+    # A type of its own: ``like`` shares the object, and the output stays float.
+    moved.type = None if m.x.dtype is None else ir.TensorType(m.x.dtype)
     return b.clone(m.node("dq"), moved, *m.node("dq").inputs[1:], like=out)
 
 
@@ -195,6 +226,19 @@ SCALES: tuple[Rule, ...] = (
         build=lambda _, m: m.x,
         keeps=("dq",),
         doc="Drop a DequantizeLinear that is quantized again with the same parameters: the integers are the same.",
+    ),
+    rule(
+        "quantize-once",
+        match=op(
+            "DequantizeLinear",
+            op("QuantizeLinear", _dq(), const("ys"), maybe(const("yz")), name="q"),
+            const("zs"),
+            maybe(const("zz")),
+        ),
+        where=[where("same grid", _same_grid), where("result leaves the graph", _leaves_the_graph)],
+        build=_dequantize_once,
+        keeps=("dq", "q"),
+        doc="Drop a second Q/DQ pair at an output that stores the same numbers as the first (int8 behind uint8).",
     ),
     rule(
         "scale-behind-dq",

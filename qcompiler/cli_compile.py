@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -107,6 +108,19 @@ def compile_command(
     show_report(compiled.report, stdout_console(), f"{model} -> {output}", [*written, *([dump] if dump else [])])
 
 
+def report_json(compiled: CompiledModel) -> str:
+    """Return the report as JSON text; figures that JSON has no number for (an infinite error) become null."""
+    return json.dumps(_plain(compiled.report.to_dict()), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def write_results(compiled: CompiledModel, output: Path, report: Path | None = None) -> list[Path]:
     """Write the model, its decisions record and the report: all of them or, on an error, none.
 
@@ -118,6 +132,6 @@ def write_results(compiled: CompiledModel, output: Path, report: Path | None = N
     if report is None:
         compiled.save(output)
         return [output, decisions_path(output)]
-    with staged_text(report, json.dumps(compiled.report.to_dict(), indent=1, sort_keys=True) + "\n"):
+    with staged_text(report, report_json(compiled)):
         compiled.save(output)
     return [output, decisions_path(output), report]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from qcompiler.cli_compile import write_results
 from qcompiler.cli_files import check_new_folder
 from qcompiler.cli_options import Quiet, Threads
 from qcompiler.cli_progress import progress_lines
@@ -78,7 +78,6 @@ def _compile(
     """Return the float model's metric and the compiled model, whose files are written."""
     from qcompiler.api import compile as compile_api
     from qcompiler.api import load
-    from qcompiler.compiler import staged_text
 
     reference = load(model.path, threads=threads or 1)
     before = model.metric([reference.run(feed) for feed in model.evaluation])
@@ -87,8 +86,7 @@ def _compile(
         evaluation=model.evaluation, budget="drop<=1pt", dump=folder / f"{model.name}.dump", threads=threads,
         progress=progress,
     )  # fmt: skip
-    with staged_text(folder / f"{model.name}.report.json", json.dumps(compiled.report.to_dict(), indent=1) + "\n"):
-        compiled.save(folder / f"{model.name}.onnx")
+    write_results(compiled, folder / f"{model.name}.onnx", folder / f"{model.name}.report.json")
     return before, compiled
 
 

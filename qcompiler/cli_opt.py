@@ -97,7 +97,7 @@ def opt_command(
     state, feeds = _start(model, pipeline, target, parse_shapes(shapes), calibration, random_calibration)
     if (numerics or bisect is not None) and feeds is None:
         raise CalibrationError("--numerics and --bisect need feeds: give --calibration SRC or --random-calibration N")
-    few = list(itertools.islice(feeds or (), _MOST_FEEDS))
+    few = list(itertools.islice(feeds, _MOST_FEEDS)) if feeds is not None else []
     if bisect is not None:
         _bisect(state, pipeline, few, bound)
         return

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _MOST = 8
 """Rows of a list that are shown; the report file has the rest."""
 
+_EQUAL_DB = 200.0
+"""SQNR that stands for outputs without any error (`qcompiler.search.quality.CEILING`)."""
+
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 
 
@@ -96,7 +99,8 @@ def _accuracy(report: Report) -> list[tuple[str, str]]:
     for name in names[:_MOST]:
         parts = []
         if name in quality.sqnr_db:
-            parts.append(f"{quality.sqnr_db[name]:.1f} dB SQNR")
+            db = quality.sqnr_db[name]
+            parts.append(f"{db:.1f} dB SQNR" if db < _EQUAL_DB else "equal bit for bit")
         if name in quality.agreement:
             parts.append(f"{quality.agreement[name]:.1%} same arg-max")
         if name in quality.differing:

@@ -31,7 +31,11 @@ BESIDE = {("qcompiler.search", "qcompiler.calibration")}
 
 ENGINES = {"onnxruntime", "torch", "triton", "tensorrt", "openvino", "tensorrt_rtx"}
 
-FOLDERS = {"qcompiler": ROOT / "qcompiler", "qcompiler.passes": ROOT / "passes", "qcompiler.patterns": ROOT / "patterns"}
+FOLDERS = {
+    "qcompiler": ROOT / "qcompiler",
+    "qcompiler.passes": ROOT / "passes",
+    "qcompiler.patterns": ROOT / "patterns",
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -127,9 +131,9 @@ def test_every_folder_with_modules_is_a_shipped_package() -> None:
         "import qcompiler.calibration.readers, qcompiler.pipeline.bisect, qcompiler.pipeline.replay",
     ],
 )
-def test_importing_loads_no_engine(statement: str) -> None:
+def test_importing_loads_no_engine(statement: str, tmp_path: Path) -> None:
     code = f"import sys\n{statement}\nprint(sorted({ENGINES!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == "[]\n"
 
 

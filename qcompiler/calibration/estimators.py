@@ -126,10 +126,9 @@ def least_squares(tensor: Histogram, bits: int = 8, steps: int = 48, through: st
     Both ends are searched, one after the other, from the extremes inwards.
     """
     half = tensor.counts.size // 2
-    centres = (np.arange(tensor.counts.size) - half + 0.5) * tensor.width
-    weights = tensor.counts.astype(np.float64)
     filled = np.nonzero(tensor.counts)[0]
-    centres, weights = centres[filled], weights[filled]
+    centres = np.asarray((filled - half + 0.5) * tensor.width, np.float64)
+    weights = tensor.counts[filled].astype(np.float64)
     low, high = min(tensor.minimum, 0.0), max(tensor.maximum, 0.0)
     shrink = np.linspace(1.0, 0.0, steps, endpoint=False)
     function = THROUGH.get(through)

@@ -43,6 +43,8 @@ class Recipe:
         arithmetic: whether operators between quantized ones run on integers too.
         estimator: range estimator of activations.
         min_sqnr: least SQNR per output in dB that the accuracy guard demands.
+        min_sqnr_classes: the same for class-like outputs, which the arg-max agreement guards as well.
+        min_sqnr_state: the same for outputs that are fed back as a state, where errors accumulate.
         min_agreement: least share of rows with the same arg-max, for class-like outputs.
         overrides: pinned groups; later ones win.
     """
@@ -55,7 +57,9 @@ class Recipe:
     recurrent: Form = "dynamic"
     arithmetic: bool = True
     estimator: str = "min-max"
-    min_sqnr: float = 14.0
+    min_sqnr: float = 20.0
+    min_sqnr_classes: float = 15.0
+    min_sqnr_state: float = 30.0
     min_agreement: float = 0.97
     overrides: tuple[Override, ...] = field(default_factory=tuple)
 

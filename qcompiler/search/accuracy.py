@@ -16,22 +16,22 @@ class Bound:
     """What the guard demands.
 
     Attributes:
-        sqnr_db: least SQNR per output in dB.
+        sqnr_db: least SQNR in dB, per output.
         agreement: least share of rows with the same arg-max, for class-like outputs.
         metric: least value of the user's metric, None if there is no such bound.
     """
 
-    sqnr_db: float = 0.0
+    sqnr_db: Mapping[str, float] = field(default_factory=dict)
     agreement: float = 0.0
     metric: float | None = None
 
     def shortfall(self, quality: Quality) -> float:
         """Return by how much a quality misses the bound, in dB-like units; 0 if it is met."""
-        miss = max(0.0, self.sqnr_db - quality.worst)
-        miss += 100.0 * max(0.0, self.agreement - quality.least_agreement)
+        miss = max((self.sqnr_db.get(name, 0.0) - db for name, db in quality.sqnr_db.items()), default=0.0)
+        total = max(0.0, miss) + 100.0 * max(0.0, self.agreement - quality.least_agreement)
         if self.metric is not None and quality.metric is not None:
-            miss += 1000.0 * max(0.0, self.metric - quality.metric)
-        return miss
+            total += 1000.0 * max(0.0, self.metric - quality.metric)
+        return total
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ class Terms:
     Attributes:
         comfort_db: above this SQNR nothing more is bought.
         db_per_percent: least gain in dB that one percent of latency must buy once the bound is met.
+        share: largest share of the predicted gain in speed that is spent on accuracy beyond the bound.
         width: sets measured per round.
         trials: builds measured in all.
     """
 
     comfort_db: float = 30.0
-    db_per_percent: float = 0.5
+    db_per_percent: float = 0.3
+    share: float = 0.2
     width: int = 6
     trials: int = 80
 
@@ -107,10 +109,13 @@ class AccuracyGuard:
         self.evaluate, self.bound, self.predict, self.terms = evaluate, bound, predict, terms
         self.progress = progress
         self.known: dict[tuple[str, ...], float] = {}
+        self.ceiling = 0.0
 
     def run(self, forms: Mapping[str, Form]) -> AccuracyResult:
         """Guard one choice of forms."""
         current = dict(forms)
+        start, slowest = self.predict(forms), self.predict({})
+        self.ceiling = start + self.terms.share * max(0.0, slowest - start)
         result = AccuracyResult(current, self.evaluate(current), tried=1)
         while True:
             demanded = self.bound.shortfall(result.quality) > 0
@@ -148,30 +153,42 @@ class AccuracyGuard:
     ) -> tuple[tuple[str, ...], dict[str, Form], Quality] | None:
         """Measure the most promising sets and return the best, or None if none is worth its price."""
         alive = [c for c in self.candidates if any(result.forms.get(g, "float") != "float" for g in c)]
+        if not demanded and self.ceiling > 0:
+            alive = [c for c in alive if self.predict({**result.forms, **dict.fromkeys(c, _FLOAT)}) <= self.ceiling]
         fresh = [c for c in alive if c not in self.known]
         seen = sorted((c for c in alive if c in self.known), key=lambda c: -self._score(c, self.known[c], result.forms))
-        first = not self.known
-        width = max(self.terms.width, 22) if first else self.terms.width
-        chosen = [*seen[: width - 2], *fresh[: width - min(len(seen), width - 2)]]
-        trials = []
+        width = self.terms.width
+        again, tried = seen[: width - 2], fresh[: max(width - len(seen), 2) if self.known else 4 * width]
+        best = self._measure([*again, *tried], result, demanded)
+        position = len(tried)
+        while best is None and position < len(fresh) and result.tried < self.terms.trials:
+            best = self._measure(fresh[position : position + width], result, demanded)
+            position += width
+        if best is None and demanded and alive:
+            # Nothing measured helps by itself: take the largest set, so that the search cannot stall below the bound.
+            largest = max(alive, key=len)
+            trial = {**result.forms, **dict.fromkeys(largest, _FLOAT)}
+            return largest, trial, self.evaluate(trial)
+        return best
+
+    def _measure(
+        self, chosen: Sequence[tuple[str, ...]], result: AccuracyResult, demanded: bool
+    ) -> tuple[tuple[str, ...], dict[str, Form], Quality] | None:
+        """Measure some sets and return the best that is worth its price, if any."""
+        best: tuple[float, tuple[str, ...], dict[str, Form], Quality] | None = None
         for candidate in chosen:
-            if result.tried >= self.terms.trials and not (demanded and not trials):
+            if result.tried >= self.terms.trials:
                 break
             trial = {**result.forms, **dict.fromkeys(candidate, _FLOAT)}
             quality = self.evaluate(trial)
             result.tried += 1
             gain = self._gain(result.quality, quality, demanded)
             self.known[candidate] = gain
-            trials.append((self._score(candidate, gain, result.forms), gain, candidate, trial, quality))
-        if not trials:
-            return None
-        score, gain, candidate, trial, quality = max(trials, key=lambda t: t[0])
-        if demanded and gain <= 0:
-            # Nothing measured helps alone: take the largest step, so that the search cannot stall below the bound.
-            score, gain, candidate, trial, quality = max(trials, key=lambda t: (len(t[2]), t[1]))
-        elif not demanded and (gain < 0.05 or score < self.terms.db_per_percent):
-            return None
-        return candidate, trial, quality
+            score = self._score(candidate, gain, result.forms)
+            worth = gain > 0.02 if demanded else gain >= 0.05 and score >= self.terms.db_per_percent
+            if worth and (best is None or score > best[0]):
+                best = (score, candidate, trial, quality)
+        return None if best is None else best[1:]
 
     def _score(self, candidate: tuple[str, ...], gain: float, forms: Mapping[str, Form]) -> float:
         """Return gain in dB per percent of latency; very cheap sets count as a fifth of a percent."""

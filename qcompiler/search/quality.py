@@ -76,7 +76,13 @@ class Judge:
         self.metric, self.metric_feeds = metric, list(metric_feeds)
         runner = engine.load(reference, options)
         self.expected = [runner.run(f) for f in self.feeds]
+        self.carried = carried_outputs(self.feeds[0], self.expected[0]) if self.feeds else ()
         self.reference_metric = self._metric(runner)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the model's outputs."""
+        return tuple(self.expected[0]) if self.expected else ()
 
     def __call__(self, model: ModelLike) -> Quality:
         """Run a candidate on all feeds and compare."""
@@ -138,4 +144,23 @@ def class_like_outputs(model: ir.Model) -> tuple[str, ...]:
             node = source.producer()
         if is_op(node, "Softmax", "LogSoftmax", "Gemm", "MatMul"):
             found.append(str(value.name))
+    return tuple(found)
+
+
+def carried_outputs(feed: Feeds, outputs: Mapping[str, Array]) -> tuple[str, ...]:
+    """Return the outputs that look like a state carried to the next step: errors in them accumulate.
+
+    Such an output has the shape and type of a float input beside others, and its name begins like that input's
+    (``state`` and ``stateN``, ``h0`` and ``hn``).
+    """
+    if len(feed) < 2:
+        return ()
+    found = []
+    for name, array in outputs.items():
+        for source, given in feed.items():
+            stem = source.rstrip("0123456789_.").removesuffix("_in").lower()
+            alike = stem and name.lower().startswith(stem)
+            if alike and given.dtype == array.dtype and given.dtype.kind == "f" and given.shape == array.shape:
+                found.append(name)
+                break
     return tuple(found)

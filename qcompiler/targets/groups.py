@@ -173,9 +173,10 @@ def _refusals(node: ir.Node, row: OpRow, target: Target) -> Iterator[tuple[str, 
 
 
 def _refusal(node: ir.Node, row: OpRow, form: str) -> tuple[str, str] | None:
-    if any(v is not None and v.dtype not in (ir.DataType.FLOAT,) for v in node.outputs[:1]):
-        kind = node.outputs[0].dtype
-        return "not-float32", f"the output is {kind.name.lower() if kind else 'of unknown type'}; integer kernels need float32"
+    output = next((v for v in node.outputs if v.name), node.outputs[0])  # an LSTM may leave out its first output
+    if output.dtype != ir.DataType.FLOAT:
+        kind = "of unknown type" if output.dtype is None else output.dtype.name.lower()
+        return "not-float32", f"the output is {kind}; integer kernels need float32"
     if row.kind == "weighted":
         return _weighted_refusal(node, row)
     if row.kind == "recurrent":
@@ -206,7 +207,8 @@ def _weighted_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:
     if node.op_type in ("MatMul", "Gemm") and len(shape) != 2:
         return "weight-rank", f"the weight has rank {len(shape)}; integer kernels take a matrix"
     if node.op_type == "Gemm" and not _plain_gemm(node):
-        return "gemm-form", "alpha, beta or a transposition is left; canonicalize folds them where the inputs are constants"
+        text = "alpha, beta or a transposition is left; canonicalize folds them where the inputs are constants"
+        return "gemm-form", text
     if 0 < row.bias < len(node.inputs) and node.inputs[row.bias] is not None:
         bias = node.inputs[row.bias]
         columns = shape[-1] if node.op_type == "Gemm" else shape[0]

@@ -82,6 +82,15 @@ class TestValidate:
         assert feed["x"].dtype == np.dtype(wanted)
         np.testing.assert_array_equal(feed["x"].astype(np.float64), [[1, 2, 3]])
 
+    def test_refuses_what_overflows_in_the_models_type(self) -> None:
+        with pytest.raises(CalibrationError, match=r"^sample 0, input 'image': "):
+            validate({"image": np.full((1, 3), 1e300)}, [IMAGE], 0)
+
+    @pytest.mark.parametrize("dtype", [np.complex64, np.str_])
+    def test_refuses_types_that_no_conversion_saves(self, dtype: type) -> None:
+        with pytest.raises(CalibrationError, match=r"^sample 0, input 'image': type .*, expected float32$"):
+            validate({"image": rows(1).astype(dtype)}, [IMAGE], 0)
+
     def test_refuses_a_wrong_rank(self) -> None:
         with fails("sample 0, input 'image': shape [3], expected ['batch', 3]"):
             validate({"image": rows(1)[0]}, [IMAGE], 0)
@@ -103,9 +112,11 @@ class TestPython:
         source = as_feed_source([{"image": rows(1)}, {"image": rows(2)}], [IMAGE])
         assert [[f["image"].shape[0] for f in source] for _ in range(2)] == [[1, 2], [1, 2]]
         assert len(source) == 2
+        assert list(source)[1]["image"].shape == (2, 3)
 
     def test_one_dict_is_one_feed(self) -> None:
-        assert len(as_feed_source({"image": rows(4)}, [IMAGE])) == 1  # type: ignore[arg-type]
+        (feed,) = as_feed_source({"image": rows(4)}, [IMAGE])  # type: ignore[arg-type]
+        np.testing.assert_array_equal(feed["image"], rows(4))
 
     def test_a_callable_is_called_for_each_reading(self) -> None:
         calls: list[int] = []
@@ -116,7 +127,7 @@ class TestPython:
 
         source = as_feed_source(start, [IMAGE])
         assert [len(list(source)) for _ in range(3)] == [1, 1, 1]
-        assert len(calls) == 3
+        assert len(calls) == 3  # list() asks for the length, which must not cost a reading
 
     def test_a_feed_source_stays_itself(self) -> None:
         source = FeedSource(lambda: [{"image": rows(1)}], [IMAGE])
@@ -179,14 +190,19 @@ class TestNpz:
         return path
 
     def test_an_array_of_the_models_rank_is_cut_into_its_batch(self, tmp_path: Path) -> None:
-        feeds = list(read_source(self.save(tmp_path, image=rows(7)), [FIXED]))
-        assert [f["image"].shape for f in feeds] == [(2, 3)] * 3
-        np.testing.assert_array_equal(np.concatenate([f["image"] for f in feeds]), rows(6))
+        feeds = list(read_source(self.save(tmp_path, image=rows(6)), [FIXED]))
+        np.testing.assert_array_equal(np.stack([f["image"] for f in feeds]), rows(6).reshape(3, 2, 3))
 
-    @pytest.mark.parametrize(("count", "lengths"), [(70, [CHUNK, CHUNK]), (5, [5]), (CHUNK, [CHUNK])])
+    def test_the_last_rows_are_used_in_a_batch_that_repeats_some(self, tmp_path: Path) -> None:
+        feeds = list(read_source(self.save(tmp_path, image=rows(7)), [FIXED]))
+        assert len(feeds) == 4
+        np.testing.assert_array_equal(feeds[-1]["image"], rows(7)[5:])
+
+    @pytest.mark.parametrize(("count", "lengths"), [(70, [CHUNK, CHUNK, 6]), (5, [5]), (CHUNK, [CHUNK]), (33, [32, 1])])
     def test_an_open_batch_is_cut_into_chunks(self, tmp_path: Path, count: int, lengths: list[int]) -> None:
         feeds = list(read_source(self.save(tmp_path, image=rows(count)), [IMAGE]))
         assert [len(f["image"]) for f in feeds] == lengths
+        np.testing.assert_array_equal(np.concatenate([f["image"] for f in feeds]), rows(count))
 
     def test_one_rank_more_is_one_feed_per_row(self, tmp_path: Path) -> None:
         stacked = rows(8).reshape(4, 2, 3)
@@ -199,10 +215,21 @@ class TestNpz:
         assert [int(f["rate"]) for f in feeds] == [16000] * 3
         assert feeds[0]["rate"].dtype == np.int64
 
-    def test_columns_end_with_the_shortest(self, tmp_path: Path) -> None:
-        tokens = np.zeros((5, 4), np.int64)
-        path = self.save(tmp_path, image=rows(8), tokens=tokens[:, None])
-        assert len(list(read_source(path, [FIXED, TOKENS]))) == 4
+    def test_a_scalar_serves_an_input_of_one_element(self, tmp_path: Path) -> None:
+        path = self.save(tmp_path, image=rows(4), gain=np.float32(2))
+        feeds = list(read_source(path, [FIXED, TensorInfo("gain", np.dtype(np.float32), (1,))]))
+        assert [f["gain"].tolist() for f in feeds] == [[2.0], [2.0]]
+
+    def test_columns_of_different_lengths_are_an_error(self, tmp_path: Path) -> None:
+        path = self.save(tmp_path, image=rows(8), tokens=np.zeros((5, 1, 4), np.int64))
+        text = f"{path}: the arrays give different numbers of feeds: image 4, tokens 5; make them equally long"
+        with fails(text):
+            list(read_source(path, [FIXED, TOKENS]))
+
+    def test_labels_alone_are_an_error(self, tmp_path: Path) -> None:
+        path = self.save(tmp_path, label=np.arange(2))
+        with fails(f"{path} holds no array for the model's inputs: image"):
+            list(read_source(path, [IMAGE]))
 
     def test_labels_are_left_out(self, tmp_path: Path) -> None:
         path = self.save(tmp_path, image=rows(2), label=np.arange(2), labels_of_boxes=np.zeros(3))
@@ -223,9 +250,10 @@ class TestNpz:
         with fails("sample 0, input 'image': shape [1, 3], expected [2, 3]"):
             list(read_source(path, [FIXED]))
 
-    def test_a_broken_file_is_named(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04junk", b"text"])
+    def test_a_broken_file_is_named(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "broken.npz"
-        path.write_bytes(b"PK no zip")
+        path.write_bytes(content)
         with pytest.raises(CalibrationError, match=f"^cannot read {re.escape(str(path))}: "):
             list(read_source(path, [IMAGE]))
 
@@ -235,6 +263,12 @@ class TestNpz:
         other = read_source(self.save(tmp_path, image=rows(2, 1.0)), [IMAGE]).identity
         assert one == again
         assert one != other
+        assert as_feed_source([{"image": rows(2)}], [IMAGE]).identity is None
+
+    def test_the_parts_of_a_split_have_identities_of_their_own(self, tmp_path: Path) -> None:
+        split = read_source(self.save(tmp_path, image=rows(8)), [FIXED]).split()
+        assert split.ranges.identity is not None
+        assert split.ranges.identity != split.held_out.identity
 
 
 class TestFolders:
@@ -264,7 +298,9 @@ class TestFolders:
     def test_an_input_that_is_no_tensor_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "test_data_set_0").mkdir()
         path = tmp_path / "test_data_set_0" / "input_0.pb"
-        path.write_bytes(onnx.helper.make_tensor("x", onnx.TensorProto.FLOAT, [1, 3], [1, 2, 3]).SerializeToString()[:9])
+        path.write_bytes(
+            onnx.helper.make_tensor("x", onnx.TensorProto.FLOAT, [1, 3], [1, 2, 3]).SerializeToString()[:9]
+        )
         with pytest.raises(CalibrationError, match=f"^cannot read {re.escape(str(path))}: "):
             list(read_source(tmp_path, [IMAGE]))
 
@@ -293,10 +329,20 @@ class TestFunctions:
     def test_a_function_is_called_anew_for_each_reading(self, tmp_path: Path) -> None:
         path = self.write(
             tmp_path,
-            "import numpy as np\ndef feeds():\n    for i in range(3):\n        yield {'image': np.full((1, 3), i, 'f')}\n",
+            "import numpy as np\ndef feeds():\n"
+            "    for i in range(3):\n        yield {'image': np.full((1, 3), i, 'f')}\n",
         )
         source = read_source(f"{path}:feeds", [IMAGE])
         assert [[float(f["image"][0, 0]) for f in source] for _ in range(2)] == [[0.0, 1.0, 2.0]] * 2
+
+    def test_a_file_may_define_dataclasses_with_deferred_annotations(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path,
+            "from __future__ import annotations\nfrom dataclasses import dataclass\nimport numpy as np\n"
+            "@dataclass\nclass Size:\n    n: int = 2\n"
+            "def feeds():\n    return [{'image': np.zeros((1, 3), 'f')}] * Size().n\n",
+        )
+        assert len(list(read_source(f"{path}:feeds", [IMAGE]))) == 2
 
     def test_a_missing_file_is_an_error(self, tmp_path: Path) -> None:
         with fails(f"cannot load {tmp_path}/no.py:feeds: no such file"):
@@ -306,6 +352,11 @@ class TestFunctions:
         path = self.write(tmp_path, "feeds = 3\n")
         with fails(f"cannot load {path}:feeds: the file has no function 'feeds'"):
             load_function(str(path), "feeds")
+
+    def test_a_syntax_error_is_named(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "def f(:\n")
+        with pytest.raises(CalibrationError, match=f"^cannot load {re.escape(str(path))}:f: SyntaxError: "):
+            load_function(str(path), "f")
 
     def test_a_file_that_does_not_import_is_an_error(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, "import nothing_of_this_name\n")

@@ -1,5 +1,7 @@
 """Setting feeds aside: a fifth, at least one, never one that range-finding saw unless there is only one."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,18 @@ def test_every_fifth_feed_is_set_aside_and_at_least_one(count: int, aside: list[
     assert not split.shared
 
 
+def test_no_more_is_read_than_is_needed_to_split() -> None:
+    read: list[int] = []
+
+    def generate() -> Iterator[Feeds]:
+        for index, feed in enumerate(numbered(50)):
+            read.append(index)
+            yield feed
+
+    as_feed_source(generate, [FIXED]).split()
+    assert read == [0, 1, 2, 3, 4]
+
+
 def test_another_share_can_be_asked_for() -> None:
     split = as_feed_source(numbered(6), [FIXED]).split(holdout=0.5)
     assert first_numbers(split.ranges) == [0, 2, 4]
@@ -38,6 +52,7 @@ def test_another_share_can_be_asked_for() -> None:
 def test_both_parts_can_be_read_again_and_counted() -> None:
     split = as_feed_source(iter(numbered(6)), [FIXED]).split()
     assert [first_numbers(split.ranges) for _ in range(2)] == [[0, 1, 2, 3, 5]] * 2
+    assert first_numbers(split.held_out) == [4]
     assert (len(split.ranges), len(split.held_out)) == (5, 1)
 
 
@@ -59,11 +74,15 @@ def test_a_single_feed_is_cut_along_its_open_batch(rows: int, kept: int) -> None
         ({"x": np.zeros((1, 2), np.float32)}, [OPEN]),
         (
             {"x": np.zeros((4, 2), np.float32), "y": np.zeros((3, 2), np.float32)},
+            [OPEN, TensorInfo("y", np.dtype(np.float32), ("batch", 2))],
+        ),
+        (
+            {"x": np.zeros((4, 2), np.float32), "y": np.zeros((4, 2), np.float32)},
             [OPEN, TensorInfo("y", np.dtype(np.float32), ("other", 2))],
         ),
         ({"rate": np.int64(7)}, [RATE]),
     ],
-    ids=["fixed batch", "one row", "lengths differ", "scalars only"],
+    ids=["fixed batch", "one row", "lengths differ", "equal by chance", "scalars only"],
 )
 def test_a_single_feed_that_cannot_be_cut_serves_both_and_says_so(feed: Feeds, inputs: list[TensorInfo]) -> None:
     split = as_feed_source([feed], inputs).split()

@@ -1,18 +1,16 @@
 """Bad input: exit code 2, one clear line on stderr, nothing written."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def refused(place: Any, outcome: Any, before: dict[str, bytes], *parts: str) -> None:
@@ -119,7 +117,10 @@ def test_wrong_type(place: Any, call: Any) -> None:
 def test_missing_input(place: Any, call: Any) -> None:
     (place.folder / "feeds.py").write_text("def feeds():\n    return [{}]\n")
     compile_refused(
-        place, call, [place.model, "-o", place.output, "--calibration", f"{place.folder}/feeds.py:feeds"], "'x' is missing"
+        place,
+        call,
+        [place.model, "-o", place.output, "--calibration", f"{place.folder}/feeds.py:feeds"],
+        "'x' is missing",
     )
 
 
@@ -130,7 +131,9 @@ def test_empty_calibration(place: Any, call: Any) -> None:
 
 def test_empty_folder(place: Any, call: Any) -> None:
     (place.folder / "data").mkdir()
-    compile_refused(place, call, [place.model, "-o", place.output, "--calibration", place.folder / "data"], "data holds neither")
+    compile_refused(
+        place, call, [place.model, "-o", place.output, "--calibration", place.folder / "data"], "data holds neither"
+    )
 
 
 def test_missing_calibration(place: Any, call: Any) -> None:
@@ -146,7 +149,9 @@ def test_damaged_calibration(place: Any, call: Any) -> None:
 def test_a_calibration_function_that_fails(place: Any, call: Any) -> None:
     file = place.folder / "feeds.py"
     file.write_text("def feeds():\n    raise RuntimeError('no\\nluck')\n")
-    compile_refused(place, call, [place.model, "-o", place.output, "--calibration", f"{file}:feeds"], "RuntimeError: no luck")
+    compile_refused(
+        place, call, [place.model, "-o", place.output, "--calibration", f"{file}:feeds"], "RuntimeError: no luck"
+    )
     compile_refused(place, call, [place.model, "-o", place.output, "--calibration", f"{file}:f"], "no function 'f'")
 
 
@@ -192,7 +197,10 @@ OPTIONS: dict[str, tuple[Callable[[Any], list[object]], list[str]]] = {
     "shape twice": (lambda p: ["--shapes", "x:1x64,x:2x64"], ["'x' twice"]),
     "sqnr": (lambda p: ["--min-sqnr", "nan"], ["--min-sqnr is nan"]),
     "opset": (lambda p: ["--opset", "7"], ["opset is 7", "expected"]),
-    "missing decisions": (lambda p: ["--decisions", p.folder / "no.json"], ["cannot read the decisions record", "no.json"]),
+    "missing decisions": (
+        lambda p: ["--decisions", p.folder / "no.json"],
+        ["cannot read the decisions record", "no.json"],
+    ),
     "missing override": (lambda p: ["--override", p.folder / "no.toml"], ["cannot read the overrides", "no.toml"]),
     "dump over a file": (lambda p: ["--dump", p.model / "dump"], ["model.onnx is a file"]),
     "report folder": (lambda p: ["--report", p.folder], ["it is a folder"]),
@@ -246,7 +254,9 @@ RECORDS = {
 def test_corrupt_decisions(place: Any, call: Any, text: str) -> None:
     file = place.folder / "record.json"
     file.write_text(text)
-    compile_refused(place, call, basic(place, "--decisions", file), "record.json" if "form" not in text else "", *RECORDS[text])
+    compile_refused(
+        place, call, basic(place, "--decisions", file), "record.json" if "form" not in text else "", *RECORDS[text]
+    )
 
 
 def test_decisions_that_are_no_text(place: Any, call: Any) -> None:
@@ -259,7 +269,9 @@ def test_decisions_that_are_no_text(place: Any, call: Any) -> None:
 
 
 def test_output_in_a_missing_folder(place: Any, call: Any) -> None:
-    compile_refused(place, call, [place.model, "-o", place.folder / "no" / "out.onnx"], "cannot write", "does not exist")
+    compile_refused(
+        place, call, [place.model, "-o", place.folder / "no" / "out.onnx"], "cannot write", "does not exist"
+    )
 
 
 def test_output_that_is_a_folder(place: Any, call: Any) -> None:
@@ -391,18 +403,16 @@ def test_demo_outside_a_checkout(place: Any, call: Any, monkeypatch: pytest.Monk
 # ---- as a process -------------------------------------------------------------------------------------------------
 
 
-def process(*arguments: object, debug: bool = False) -> Any:
-    import os
-
+def process(place: Any, *arguments: object, debug: bool = False) -> Any:
     env = {**os.environ, "QCOMPILER_DEBUG": "1" if debug else ""}
     command = [sys.executable, "-m", "qcompiler", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=place.folder)
 
 
 def test_a_process_ends_with_one_line(place: Any) -> None:
     place.save_feeds(x=np.full((8, 64), np.nan, np.float32))
     before = place.files()
-    done = process("compile", *basic(place))
+    done = process(place, "compile", *basic(place))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: sample 0, input 'x': the data holds NaN; remove or mend that sample\n"
@@ -410,7 +420,7 @@ def test_a_process_ends_with_one_line(place: Any) -> None:
 
 
 def test_debug_shows_the_traceback(place: Any) -> None:
-    done = process("compile", place.model, "-o", place.output, "--target", "abacus", debug=True)
+    done = process(place, "compile", place.model, "-o", place.output, "--target", "abacus", debug=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "TargetError: unknown target 'abacus'" in done.stderr
@@ -421,6 +431,6 @@ def test_an_interrupted_process_ends_with_130(place: Any) -> None:
     file = place.folder / "feeds.py"
     file.write_text("import os, signal\ndef feeds():\n    os.kill(os.getpid(), signal.SIGINT)\n    yield {}\n")
     before = place.files()
-    done = process("compile", place.model, "-o", place.output, "--calibration", f"{file}:feeds")
+    done = process(place, "compile", place.model, "-o", place.output, "--calibration", f"{file}:feeds")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
     assert {n: b for n, b in place.files().items() if "__pycache__" not in n} == before

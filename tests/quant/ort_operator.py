@@ -22,9 +22,7 @@ def run_operator(
     """Run one operator as written, its first arrays as inputs and all others as constants."""
     names = ["" if a is None else f"i{n}" for n, a in enumerate(inputs)]
     given = {n: np.asarray(a, order="C") for n, a in zip(names, inputs, strict=True) if a is not None}
-    node = helper.make_node(
-        op_type, names, [f"o{n}" for n in range(outputs)], domain=domain, **dict(attributes or {})
-    )
+    node = helper.make_node(op_type, names, [f"o{n}" for n in range(outputs)], domain=domain, **dict(attributes or {}))
     graph = helper.make_graph(
         [node],
         "g",

@@ -19,8 +19,8 @@ from tests.quant.ort_operator import run_operator
 MS = "com.microsoft"
 U8, S8 = QuantSpec("uint8"), QuantSpec("int8", symmetric=True)
 SEEDS = settings(max_examples=40, deadline=None, derandomize=True)
-# Seen on ONNX Runtime 1.31 over random scales: QLinearAdd differs at 7 elements of a million, QLinearAveragePool at 3 of
-# ten thousand (at most 0.3 % for one scale), QLinearMul and QLinearGlobalAveragePool nowhere; always by one step.
+# Seen on ONNX Runtime 1.31 over random scales: QLinearAdd differs at 7 elements of a million, QLinearAveragePool at 3
+# of ten thousand (0.3 % at worst), QLinearMul and QLinearGlobalAveragePool nowhere; always by one step.
 TIES = 0.005
 
 

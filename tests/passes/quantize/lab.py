@@ -16,18 +16,19 @@ from qcompiler.calibration.observe import observe
 from qcompiler.compiler import wanted_values
 from qcompiler.engine import Array, EngineOptions, Feeds
 from qcompiler.ir.graph import all_nodes
-from qcompiler.ir.phase import Phase
 from qcompiler.ir.importer import check_supported, finish, prepare
+from qcompiler.ir.phase import Phase
 from qcompiler.ir.reader import read_model
 from qcompiler.ir.text import print_model
 from qcompiler.ir.verify import verify
+from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fuse_qdq import FuseQdq
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
 from qcompiler.passes.plan_quantization import PlanQuantization
 from qcompiler.pipeline.base import Pass
-from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
+from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import Form
 from qcompiler.targets.groups import Group, find_groups
@@ -111,10 +112,10 @@ class Lab:
         return self.run([PlanQuantization(), InsertQdq()], **by_type)
 
     def fused(self, **by_type: Form) -> CompileState:
-        return self.run([PlanQuantization(), InsertQdq(), FuseQdq()], **by_type)
+        return self.run([PlanQuantization(), InsertQdq(), FoldScales(), FuseQdq()], **by_type)
 
     def lowered(self, emit: str = "auto", **by_type: Form) -> CompileState:
-        passes = [PlanQuantization(), InsertQdq(), FuseQdq(), LowerOnnxruntime(emit=emit)]
+        passes = [PlanQuantization(), InsertQdq(), FoldScales(), FuseQdq(), LowerOnnxruntime(emit=emit)]
         return self.run(passes, **by_type)
 
     def prove(self, emit: str = "auto", **by_type: Form) -> Proof:
