@@ -30,6 +30,7 @@ from qcompiler.passes.recognize_gelu import RecognizeGelu
 from qcompiler.passes.recognize_layer_norm import RecognizeLayerNorm
 from qcompiler.passes.recognize_silu import RecognizeSilu
 from qcompiler.passes.remove_unused import RemoveUnused
+from qcompiler.passes.smooth_activations import SmoothActivations
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.registry import PassRegistry
 
@@ -56,6 +57,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseMatmulAdd,
     FoldMulAddIntoWeights,
     OrderOperands,
+    SmoothActivations,
     PlanQuantization,
     InsertQdq,
     FoldScales,

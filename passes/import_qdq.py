@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.engine import Array
@@ -140,21 +141,24 @@ class _Floats:
             ends = readers and all(is_op(r, "DequantizeLinear", *MOVERS) for r in readers)
             if not is_op(quantize, "QuantizeLinear") or not ends or node.outputs[0].is_graph_output():
                 continue
-            assert quantize is not None and quantize.inputs[0] is not None
+            assert quantize is not None
+            assert quantize.inputs[0] is not None
             moved = self.rewriter.node(
                 node.op_type, [quantize.inputs[0], *node.inputs[1:]], before=node, origin=[node],
                 name=f"{node.name}:float", outputs=[f"{node.outputs[0].name}:float"],
             )  # fmt: skip
             for attribute in node.attributes.values():
                 moved.attributes[attribute.name] = attribute
-            moved.outputs[0].dtype, moved.outputs[0].shape = ir.DataType.FLOAT, node.outputs[0].shape
+            moved.outputs[0].dtype = ir.DataType.FLOAT
+            moved.outputs[0].shape = node.outputs[0].shape
             again = self.rewriter.node(
                 "QuantizeLinear", [moved.outputs[0], *quantize.inputs[1:]], before=node, origin=[node],
                 name=f"{node.name}:quantize", outputs=[f"{node.outputs[0].name}:again"],
             )  # fmt: skip
             for attribute in quantize.attributes.values():
                 again.attributes[attribute.name] = attribute
-            again.outputs[0].dtype, again.outputs[0].shape = source.dtype, node.outputs[0].shape
+            again.outputs[0].dtype = source.dtype  # type: ignore[assignment]
+            again.outputs[0].shape = node.outputs[0].shape
             numbers = _numbers(quantize)
             fixed = None if numbers is None else _as_activation(*numbers, self.state.target.activation)
             if fixed is not None:
@@ -165,10 +169,7 @@ class _Floats:
 
 def _numbers(
     node: ir.Node,
-) -> (
-    tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], np.ndarray[tuple[int, ...], np.dtype[np.int64]], QuantFormat]
-    | None
-):
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], QuantFormat] | None:
     """Return constant scale, zero point and storage format of a Q or DQ node, or None (blocked, dynamic, float8)."""
     scale = const_array(node.inputs[1])
     zero = const_array(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -177,7 +178,9 @@ def _numbers(
     if dtype is None and len(node.inputs) > 2 and node.inputs[2] is not None:
         dtype = node.inputs[2].dtype
     storage = format_of(dtype)
-    if scale is None or storage is None or scale.dtype != np.float32 or scale.ndim > 1 or attr_int(node, "block_size", 0):
+    if scale is None or storage is None or scale.dtype != np.float32 or scale.ndim > 1:
+        return None
+    if attr_int(node, "block_size", 0):
         return None
     if len(node.inputs) > 2 and node.inputs[2] is not None and zero is None:
         return None
@@ -206,9 +209,7 @@ def _same_numbers(a: ir.Node, b: ir.Node) -> bool:
     first, second = _numbers(a), _numbers(b)
     if first is None or second is None:
         return False
-    return (
-        np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1]) and first[2] == second[2]
-    )
+    return np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1]) and first[2] == second[2]
 
 
 def _as_activation(

@@ -100,12 +100,14 @@ class _Inserter:
             "QuantizeLinear", [value, scale, zero_point], after=node, origin=[node], name=f"{name}/QuantizeLinear",
             outputs=[f"{name}:q"],
         )  # fmt: skip
-        q.outputs[0].dtype, q.outputs[0].shape = zero_point.dtype, value.shape
+        q.outputs[0].dtype = zero_point.dtype  # type: ignore[assignment]
+        q.outputs[0].shape = value.shape
         dq = self.rewriter.node(
-            "DequantizeLinear", [q.outputs[0], scale, zero_point], after=q, origin=[node], name=f"{node.name}:dequantize",
-            outputs=[f"{name}:dq"],
+            "DequantizeLinear", [q.outputs[0], scale, zero_point], after=q, origin=[node],
+            name=f"{node.name}:dequantize", outputs=[f"{name}:dq"],
         )  # fmt: skip
-        dq.outputs[0].dtype, dq.outputs[0].shape = value.dtype, value.shape
+        dq.outputs[0].dtype = value.dtype  # type: ignore[assignment]
+        dq.outputs[0].shape = value.shape
         for reader in readers:
             for index, read in enumerate(reader.inputs):
                 if read is value:
@@ -145,16 +147,26 @@ class _Inserter:
         assert node is not None
         scale, zero = self._numbers(name)
         quantized = self.rewriter.node(
-            "QuantizeLinear", [produced, scale, zero], after=node, origin=group.nodes,
-            name=f"{group.name}/QuantizeLinear", outputs=[f"{name}:q"],
+            "QuantizeLinear",
+            [produced, scale, zero],
+            after=node,
+            origin=group.nodes,
+            name=f"{group.name}/QuantizeLinear",
+            outputs=[f"{name}:q"],
         )
         q = quantized.outputs[0]
-        q.dtype, q.shape = zero.dtype, produced.shape
+        q.dtype = zero.dtype  # type: ignore[assignment]
+        q.shape = produced.shape
         dq = self.rewriter.node(
-            "DequantizeLinear", [q, scale, zero], after=quantized, origin=group.nodes,
-            name=f"{group.name}:dequantize", outputs=[f"{name}:dq"],
+            "DequantizeLinear",
+            [q, scale, zero],
+            after=quantized,
+            origin=group.nodes,
+            name=f"{group.name}:dequantize",
+            outputs=[f"{name}:dq"],
         )
-        dq.outputs[0].dtype, dq.outputs[0].shape = produced.dtype, produced.shape
+        dq.outputs[0].dtype = produced.dtype  # type: ignore[assignment]
+        dq.outputs[0].shape = produced.shape
         self.rewriter.replace(produced, dq.outputs[0])
         self.rewriter.set_input(quantized, 0, produced)
         self.stored[name] = q
@@ -176,7 +188,9 @@ class _Inserter:
         step = float(params.scale)
         if low < least - 0.01 * step or high > most + 0.5 * step:
             self.state.remark(
-                self.pass_name, group.activation, "activation-not-redundant",
+                self.pass_name,
+                group.activation,
+                "activation-not-redundant",
                 f"the quantized range [{low:g}, {high:g}] passes values that {group.activation.op_type} would not",
             )
             return
@@ -194,10 +208,15 @@ class _Inserter:
             scale, zero = self._numbers(name)
             q = self.stored.get(name) or self._quantized(group, value, name)
         dq = self.rewriter.node(
-            "DequantizeLinear", [q, scale, zero], before=group.root, origin=[group.root],
-            name=f"{group.name}/DequantizeLinear", outputs=[f"{group.name}/{name}:dq"],
+            "DequantizeLinear",
+            [q, scale, zero],
+            before=group.root,
+            origin=[group.root],
+            name=f"{group.name}/DequantizeLinear",
+            outputs=[f"{group.name}/{name}:dq"],
         ).outputs[0]
-        dq.dtype, dq.shape = ir.DataType.FLOAT, value.shape
+        dq.dtype = ir.DataType.FLOAT
+        dq.shape = value.shape
         for index in group.data_indices:
             if group.root.inputs[index] is value:
                 self.rewriter.set_input(group.root, index, dq)
@@ -216,10 +235,16 @@ class _Inserter:
             scale, zero = self._numbers(name)
             place = self._place(group, value)
             node = self.rewriter.node(
-                "QuantizeLinear", [value, scale, zero], before=place[0], after=place[1], origin=[group.root],
-                name=f"{name}/QuantizeLinear", outputs=[f"{name}:q"],
+                "QuantizeLinear",
+                [value, scale, zero],
+                before=place[0],
+                after=place[1],
+                origin=[group.root],
+                name=f"{name}/QuantizeLinear",
+                outputs=[f"{name}:q"],
             )
-            node.outputs[0].dtype, node.outputs[0].shape = zero.dtype, value.shape
+            node.outputs[0].dtype = zero.dtype  # type: ignore[assignment]
+            node.outputs[0].shape = value.shape
             self.shared[key] = node.outputs[0]  # type: ignore[index]
         return self.shared[key]  # type: ignore[index]
 
@@ -228,13 +253,21 @@ class _Inserter:
         if key not in self.shared:
             place = self._place(group, value)
             node = self.rewriter.node(
-                "DynamicQuantizeLinear", [value], before=place[0], after=place[1], origin=[group.root],
-                name=f"{name}/DynamicQuantizeLinear", outputs=[f"{name}:dyn_q", f"{name}:dyn_scale", f"{name}:dyn_zp"],
+                "DynamicQuantizeLinear",
+                [value],
+                before=place[0],
+                after=place[1],
+                origin=[group.root],
+                name=f"{name}/DynamicQuantizeLinear",
+                outputs=[f"{name}:dyn_q", f"{name}:dyn_scale", f"{name}:dyn_zp"],
             )
             q, scale, zero = node.outputs
-            q.dtype, q.shape = ir.DataType.UINT8, value.shape
-            scale.dtype, scale.shape = ir.DataType.FLOAT, ir.Shape(())
-            zero.dtype, zero.shape = ir.DataType.UINT8, ir.Shape(())
+            q.dtype = ir.DataType.UINT8
+            q.shape = value.shape
+            scale.dtype = ir.DataType.FLOAT
+            scale.shape = ir.Shape(())
+            zero.dtype = ir.DataType.UINT8
+            zero.shape = ir.Shape(())
             self.shared[key] = q  # type: ignore[index]
         node = self.shared[key].producer()  # type: ignore[index,assignment]
         return node.outputs[0], node.outputs[1], node.outputs[2]
@@ -256,9 +289,11 @@ class _Inserter:
         for index, key in weights:
             value = root.inputs[index]
             array = const_array(value)
-            assert value is not None and array is not None
+            assert value is not None
+            assert array is not None
             point = self.plan.points[key]
-            params = fixed_params(point.spec, point.source) if point.source.kind == "fixed" else weight_params(array, point.spec)
+            fixed = point.source.kind == "fixed"
+            params = fixed_params(point.spec, point.source) if fixed else weight_params(array, point.spec)
             bias_key = use_point(group.name, row.bias) if row.bias > 0 else ""
             if bias_key in self.plan.points:
                 params = self._with_bias(group, array, params, bias_key)
@@ -269,7 +304,8 @@ class _Inserter:
         root, row = group.root, group.row
         value = root.inputs[row.bias]
         bias = const_array(value)
-        assert value is not None and bias is not None
+        assert value is not None
+        assert bias is not None
         x = self.params(self.plan.points[key].source.points[0])
         axis = params.spec.axis
         rest = tuple(i for i in range(weight.ndim) if i != axis)
@@ -309,11 +345,16 @@ class _Inserter:
         self, group: Group, index: int, inputs: list[ir.Value], axis: int | None, value: ir.Value
     ) -> None:
         dq = self.rewriter.node(
-            "DequantizeLinear", inputs, before=group.root, origin=";".join(origins(group.root)) or group.name,
-            name=f"{group.name}/DequantizeLinear_{index}", outputs=[f"{value.name}:dq"],
+            "DequantizeLinear",
+            inputs,
+            before=group.root,
+            origin=";".join(origins(group.root)) or group.name,
+            name=f"{group.name}/DequantizeLinear_{index}",
+            outputs=[f"{value.name}:dq"],
             attributes={} if axis is None else {"axis": axis},
         ).outputs[0]
-        dq.dtype, dq.shape = ir.DataType.FLOAT, value.shape
+        dq.dtype = ir.DataType.FLOAT
+        dq.shape = value.shape
         self.rewriter.set_input(group.root, index, dq)
         if not value.uses() and value.is_initializer() and not value.is_graph_output() and value.graph is not None:
             del value.graph.initializers[str(value.name)]

@@ -59,13 +59,23 @@ class Emission:
         return any(is_op(n, "Relu", "Clip") for n in self.function)
 
     def emit(
-        self, op_type: str, inputs: Sequence[ir.Value | None], domain: str = "", attributes: Mapping[str, Any] | None = None
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        domain: str = "",
+        attributes: Mapping[str, Any] | None = None,
     ) -> tuple[ir.Value, ...]:
         """Insert the operator under the group's name and return its outputs."""
         group = self.call.name or op_type
         made = self.rewriter.node(
-            op_type, inputs, before=self.call, origin=[self.call], name=f"{group}:node", domain=domain,
-            attributes=attributes, outputs=len(self.call.outputs),
+            op_type,
+            inputs,
+            before=self.call,
+            origin=[self.call],
+            name=f"{group}:node",
+            domain=domain,
+            attributes=attributes,
+            outputs=len(self.call.outputs),
         )
         self.call.name = self.rewriter.unique(f"{group}:was")
         made.name = group
@@ -82,7 +92,9 @@ Emitter = Callable[[Emission], tuple[ir.Value, ...] | None]
 _MS = "com.microsoft"
 
 
-def _nine(e: Emission, op_type: str, domain: str, attributes: Mapping[str, Any] | None = None, *more: ir.Value | None) -> tuple[ir.Value, ...] | None:
+def _nine(
+    e: Emission, op_type: str, domain: str, attributes: Mapping[str, Any] | None = None, *more: ir.Value | None
+) -> tuple[ir.Value, ...] | None:
     """Emit an operator with the usual eight inputs: x, scale, zero point, w, scale, zero point, y scale, zero point."""
     if not e.quantized_output or e.activation:
         return None
@@ -164,7 +176,8 @@ def dynamic_quantize_lstm(e: Emission) -> tuple[ir.Value, ...] | None:
     scales = []
     for role in ("w", "r"):
         scale, zero = const_array(e.roles[role + "s"]), const_array(e.roles[role + "z"])
-        assert scale is not None and zero is not None
+        assert scale is not None
+        assert zero is not None
         count = w.shape[0]
         name = str(e.roles[role].name)
         scales.append(e.rewriter.constant(np.broadcast_to(scale.reshape(-1), (count,)).copy(), f"{name}:lstm_scale"))
@@ -180,6 +193,11 @@ def dynamic_quantize_lstm(e: Emission) -> tuple[ir.Value, ...] | None:
     return e.emit("DynamicQuantizeLSTM", [e.get("x"), *weights, *rest, *scales], _MS, keep)
 
 
+_MOVERS = (
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand", "Tile", "DepthToSpace",
+    "MaxPool", "Resize",
+)  # fmt: skip
+
 EMITTERS: Mapping[str, Emitter] = {
     "Conv": qlinear_conv,
     "MatMul": qlinear_matmul,
@@ -190,12 +208,6 @@ EMITTERS: Mapping[str, Emitter] = {
     "MatMulIntegerToFloat": matmul_integer_to_float,
     "DynamicQuantizeLSTM": dynamic_quantize_lstm,
     "LSTM": dynamic_quantize_lstm,
-} | {
-    kind: qlinear_unary for kind in ("AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
-} | {
-    kind: move_integers
-    for kind in (
-        "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand", "Tile", "DepthToSpace",
-        "MaxPool", "Resize",
-    )
-}  # fmt: skip
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"), qlinear_unary),
+    **dict.fromkeys(_MOVERS, move_integers),
+}

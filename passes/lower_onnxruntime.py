@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompiler.errors import PassError
-from qcompiler.ir.graph import all_graphs, const_array, is_op
+from qcompiler.ir.graph import all_graphs, is_op
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.passes.integer_operators import EMITTERS, Emission
@@ -61,7 +60,8 @@ class LowerOnnxruntime(Pass):
                         rewriter.replace(old, new)
                 rewriter.erase(call)
                 return
-            state.remark(self.name(), call, "no-integer-operator", "this form of the group has no operator; kept as Q/DQ")
+            text = "this form of the group has no operator; kept as Q/DQ"
+            state.remark(self.name(), call, "no-integer-operator", text)
         inline(rewriter, call, function)
 
     def _emitter(
@@ -108,10 +108,8 @@ def inline(rewriter: Rewriter, call: ir.Node, function: ir.Function) -> None:
             call.name = rewriter.unique(f"{group}:was")
             made.name = group
     for old, inner in zip(call.outputs, function.outputs, strict=True):
-        new = mapping[inner]
-        assert new is not None
-        rewriter.take_over(old, new)
-        rewriter.replace(old, new)
+        result = mapping[inner]
+        assert result is not None
+        rewriter.take_over(old, result)
+        rewriter.replace(old, result)
     rewriter.erase(call)
-
-

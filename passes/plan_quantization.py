@@ -41,7 +41,8 @@ class PlanQuantization(Pass):
     def run(self, state: CompileState) -> int:
         """Set ``state.plan`` and return the number of groups that are not float."""
         groups = find_groups(state.model, state.target)
-        policy = Policy(self._form(self.convolution), self._form(self.matmul), self._form(self.recurrent), self.arithmetic)
+        convolution, matmul, recurrent = map(self._form, (self.convolution, self.matmul, self.recurrent))
+        policy = Policy(convolution, matmul, recurrent, self.arithmetic)
         known = {g.name for g in groups}
         decided = {name: form for name, form in state.forms.items() if name in known}
         forms = decided if len(decided) == len(known) else propose(groups, policy, decided)

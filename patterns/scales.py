@@ -52,7 +52,8 @@ def _numbers(node: ir.Node) -> _Numbers | None:
 
 def selects_only(node: ir.Node) -> str | None:
     """Return None if the operator only moves or selects elements, else a reason."""
-    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+    indices = node.outputs[1] if node.op_type == "MaxPool" and len(node.outputs) > 1 else None
+    if indices is not None and (indices.uses() or indices.is_graph_output()):
         return "indices-used: the indices of MaxPool are read"
     if node.op_type == "Resize":
         mode = attr_str(node, "mode", "nearest")

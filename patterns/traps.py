@@ -1,4 +1,4 @@
-"""Rules that steer around engine fusions and kernels measured to be slow; each is switched on by a measured decision."""
+"""Rules that steer around slow engine fusions and kernels; each is switched on by a measured decision."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ QUICK_GELU = rule(
     match=op("Mul", var("x"), op("Sigmoid", var("x"))),
     where=[Clause("from_dequantize", _from_dequantize)],
     build=lambda b, m: b.op("QuickGelu", m.x, domain="com.microsoft", like=m.root.outputs[0], alpha=1.0),
-    doc="Emit SiLU behind a DequantizeLinear as QuickGelu: the engine gives Mul and Sigmoid copies of their own otherwise.",
+    doc="Emit SiLU behind a DequantizeLinear as QuickGelu: otherwise Mul and Sigmoid get copies of their own.",
 )
 
 TRAP_RULES: dict[str, tuple[Rule, ...]] = {

@@ -1,5 +1,7 @@
 """qcompiler: a graph-level quantization compiler for ONNX.
 
+In Python::
+
     import qcompiler
     compiled = qcompiler.compile("model.onnx", calibration=feeds)
     compiled.save("model.int8.onnx")

@@ -108,8 +108,8 @@ def patterns_command(name: Name = None) -> None:
         found = [rule for rule in rules if rule.name == name]
         if not found:
             raise PassError(f"unknown pattern {name!r}{near(name, {rule.name for rule in rules})}")
-        for rule in dict.fromkeys(map(str, found)):
-            console.print(Text(rule), soft_wrap=True)
+        for text in dict.fromkeys(map(str, found)):
+            console.print(Text(text), soft_wrap=True)
         return
     table = _table("pattern", "starts at", "what")
     for rule in rules:

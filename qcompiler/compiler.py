@@ -44,6 +44,7 @@ from qcompiler.search.quality import Judge, Metric, Quality, class_like_outputs
 from qcompiler.search.speed import SpeedSearch
 from qcompiler.search.timing import EngineStopwatch, Stopwatch
 from qcompiler.targets.groups import Group
+from qcompiler.smoother import apply_smoothing, measure_channels, try_smoothing
 from qcompiler.targets.host import Processor, detect, host_target_name
 from qcompiler.targets.placement import Policy, propose
 from qcompiler.targets.target import Target, load_target
@@ -181,9 +182,7 @@ class _Compilation:
         self._say("canonicalize")
         state = CompileState(given.clone(), self.target)
         Pipeline((ImportQdq(), Canonicalize())).run(state, self.instruments)
-        self.workshop = Workshop(
-            state, self.engine, self.engine_options, self.options.emit, self.recipe.estimator
-        )
+        self.workshop = Workshop(state, self.engine, self.engine_options, self.options.emit, self.recipe.estimator)
         if self.refused_before:
             self.workshop.refused.update(self.refused_before)
         self._calibrate(state)
@@ -263,6 +262,7 @@ class _Compilation:
 
     def _calibrate(self, state: CompileState) -> None:
         self.statistics: Statistics | None = None
+        self.ranges: FeedSource | None = None
         self.held_out: list[Feeds] = []
         if self.feeds is None:
             # Without this a budget on the metric would go unchecked.
@@ -280,6 +280,7 @@ class _Compilation:
         self.statistics = observe(state.model, names, split.ranges, self.engine, threads=1, progress=report)
         state.statistics = self.statistics
         self.held_out = list(split.held_out)
+        self.ranges = split.ranges
 
     # ---- decisions --------------------------------------------------------------------------------------------
 
@@ -293,8 +294,10 @@ class _Compilation:
         self.predict: Callable[[Mapping[str, Form]], float] = lambda forms: 0.0
         self.speedup: tuple[float, float] | None = None
         self.judge = self._judge()
+        self.smoothing: dict[str, float] = {}
         if self.decisions is not None:
             self._check_decisions(self.decisions)
+            self._replay_smoothing(self.decisions.smoothing)
             self.workshop.estimator = self.decisions.estimator
             self.figures = {k: v for k, v in self.decisions.figures.items() if k != "variants"}
             self.tried = dict(self.decisions.figures.get("variants", {}))
@@ -303,21 +306,26 @@ class _Compilation:
             return forms, dict(self.decisions.engine_forms)
         data = self.statistics is not None
         recipe = self.recipe
-        static = Policy(recipe.convolution if data else "float", "static-float" if data else "dynamic", "float", recipe.arithmetic)
-        default = Policy(recipe.convolution if data else "float", recipe.matmul if data else "dynamic", recipe.recurrent, recipe.arithmetic and data)
+        convolution: Form = recipe.convolution if data else "float"
+        static = Policy(convolution, "static-float" if data else "dynamic", "float", recipe.arithmetic)
+        default = Policy(
+            convolution, recipe.matmul if data else "dynamic", recipe.recurrent, recipe.arithmetic and data
+        )
         forms = propose(groups, default, pinned)
         if not (self.options.guard and self.here):
             return forms, {}
         feed = self._sample_feed()
+        engine_forms: dict[str, str] = {}
+        if recipe.choose and feed is not None and not self.workshop.base.imported:
+            self._try_smoothing(feed)
         if self.workshop.base.imported:
             # The model was quantized already: what it runs on integers stays there, with its own numbers.
-            forms, engine_forms = propose(groups, static, pinned), {}
+            forms = propose(groups, static, pinned)
             self.workshop.learn_emission(forms)
         elif recipe.choose and feed is not None:
             forms, engine_forms = self._search(static, pinned, feed)
         else:
             self.workshop.learn_emission(forms)
-            engine_forms = {}
         if self.judge is not None:
             guarded = self._guard_accuracy(forms, engine_forms)
             if guarded != forms and self.search is not None:
@@ -342,6 +350,30 @@ class _Compilation:
                 f"the decisions record was made for a model of digest {made_for}, this one has {now}: "
                 "its forms are repeated, its figures may not hold"
             )
+
+    def _try_smoothing(self, feed: Feeds) -> None:
+        """Go on with the smoothed graph if smoothing was measured to pay."""
+        if self.judge is None or self.statistics is None or self.ranges is None:
+            return
+        if not any("dynamic" in g.legal and g.root.op_type != "LSTM" for g in self.workshop.groups):
+            return
+        self._say("try smoothing")
+        found = try_smoothing(self.workshop, self.statistics, self.ranges, self.judge, self._stopwatch(feed))
+        if found is not None:
+            self.workshop, self.statistics, self.smoothing = found.workshop, found.statistics, found.alphas
+            self.figures["smoothing"] = found.figures
+
+    def _replay_smoothing(self, alphas: Mapping[str, float]) -> None:
+        """Smooth as an earlier build did."""
+        if not alphas:
+            return
+        if self.statistics is None or self.ranges is None:
+            raise CalibrationError("the decisions record smooths activations; give the calibration data of that build")
+        channels = measure_channels(self.workshop, self.ranges)
+        self.workshop, self.statistics = apply_smoothing(
+            self.workshop, self.statistics, channels, alphas, self.ranges
+        )
+        self.smoothing = dict(alphas)
 
     def _sample_feed(self) -> Feeds | None:
         """Return a representative feed for timing, or None if there is no way to make one."""
@@ -461,7 +493,9 @@ class _Compilation:
 
         sets = candidate_sets(self.workshop.groups, forms, self.statistics)
         frozen = frozenset(n for n, f in self.pinned.items() if f != "float")
-        guard = AccuracyGuard(sets, evaluate, self._bound(), self.predict, frozen=frozen, progress=self.options.progress)
+        guard = AccuracyGuard(
+            sets, evaluate, self._bound(), self.predict, frozen=frozen, progress=self.options.progress
+        )
         result = guard.run(forms)
         for step in result.steps:
             for name in step.groups:
@@ -492,7 +526,7 @@ class _Compilation:
             self.tried["without losing regions"] = {"speedup": round(ratio[0], 3)}
         if ratio[0] < 1.0:
             fallback = {g.name: self.pinned.get(g.name, "float") for g in self.workshop.groups}
-            forms = {n: f for n, f in fallback.items()}
+            forms = dict(fallback)
             engine_forms = search.avoid_traps(forms, self.target.traps, {})
             ratio = search.ratio(self.given, self.workshop.build(forms, engine_forms).model)
             self.tried["float"] = {"speedup": round(ratio[0], 3)}
@@ -516,6 +550,7 @@ class _Compilation:
             forms={n: f for n, f in sorted(build.forms.items()) if f != "float"},
             engine_forms={**self.workshop.engine_forms, **engine_forms},
             estimator=self.workshop.estimator,
+            smoothing=dict(sorted(self.smoothing.items())),
             why=dict(sorted(self.why.items())),
             figures={**self.figures, "variants": self.tried},
             context=self._context(),
@@ -549,9 +584,12 @@ class _Compilation:
             context=self._context(),
             returned=tuple(
                 {
-                    "groups": list(s.groups), "before_db": round(s.before_db, 2), "after_db": round(s.after_db, 2),
-                    "percent": s.percent, "demanded": s.demanded,
-                }  # fmt: skip
+                    "groups": list(s.groups),
+                    "before_db": round(s.before_db, 2),
+                    "after_db": round(s.after_db, 2),
+                    "percent": s.percent,
+                    "demanded": s.demanded,
+                }
                 for s in (self.accuracy.steps if self.accuracy is not None else ())
             ),
         )
@@ -633,7 +671,9 @@ def _size_of(source: ModelSource, given: ir.Model) -> int:
         return len(source)
     if isinstance(source, str | Path):
         weights = sum(
-            v.const_value.nbytes for v in given.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)
+            v.const_value.nbytes
+            for v in given.graph.initializers.values()
+            if isinstance(v.const_value, ir.ExternalTensor)
         )
         return Path(source).stat().st_size + weights
     return len(to_bytes(given, strip=True))

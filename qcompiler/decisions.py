@@ -20,6 +20,7 @@ class Decisions:
         forms: form per fusion group.
         engine_forms: engine-specific rewrites by name.
         estimator: range estimator of activations.
+        smoothing: SmoothQuant's alpha per smoothed activation.
         why: reason per group where there is more to say than the form.
         figures: the measurements behind the choice, for people; replay ignores them.
         context: engine, version, processor, threads, target, recipe, digest of the model.
@@ -28,6 +29,7 @@ class Decisions:
     forms: dict[str, Form] = field(default_factory=dict)
     engine_forms: dict[str, str] = field(default_factory=dict)
     estimator: str = "min-max"
+    smoothing: dict[str, float] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     context: dict[str, str] = field(default_factory=dict)

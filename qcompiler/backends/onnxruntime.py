@@ -36,8 +36,10 @@ _DTYPES: dict[str, Any] = {
 
 def _dtype(text: str) -> np.dtype[Any]:
     if text == "tensor(bfloat16)":
-        return ir.DataType.BFLOAT16.numpy()
-    return np.dtype(_DTYPES.get(text, np.object_))
+        bfloat16: np.dtype[Any] = ir.DataType.BFLOAT16.numpy()
+        return bfloat16
+    found: np.dtype[Any] = np.dtype(_DTYPES.get(text, np.object_))
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,30 +219,45 @@ def _bias_scales(model: ir.Model) -> Iterator[Finding]:
     """Yield weighted nodes whose int32 bias is not scaled by x_scale * w_scale.
 
     Engines add the stored integers to the accumulator whatever the scale says (ONNX Runtime 1.31 does so for Gemm).
+    The body of a fused function has no numbers of its own: it is looked at once for each call.
     """
-    for node in _all_nodes(model):
-        if not is_op(node, "Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 3:
-            continue
-        scales = [_dequantize_scale(value) for value in node.inputs[:3]]
-        bias = node.inputs[2].producer() if node.inputs[2] is not None else None
-        stored = bias.inputs[0] if bias is not None else None
-        if stored is None or stored.dtype != ir.DataType.INT32 or attr_float(node, "alpha", 1.0) != 1.0:
-            continue
-        x_scale, w_scale, bias_scale = scales
-        if x_scale is None or w_scale is None or bias_scale is None:
-            continue
-        expected = np.asarray(x_scale, np.float64).reshape(-1) * np.asarray(w_scale, np.float64).reshape(-1)
-        found = np.asarray(bias_scale, np.float64).reshape(-1)
-        if expected.size != 1 and found.size not in (1, expected.size):
-            yield node, f"bias has {found.size} scales, expected {expected.size}"
-        elif not (np.abs(found - expected) <= BIAS_SCALE_TOLERANCE * np.abs(expected)).all():
-            worst = float(np.max(np.abs(found / expected - 1)))
-            yield node, f"bias scale differs from x_scale * w_scale by {worst:.3g} (relative)"
+    for node in all_nodes(model):
+        function = model.functions.get(node.op_identifier())
+        if function is None:
+            yield from ((node, reason) for reason in _bias_scale(node, {}))
+        else:
+            passed = dict(zip(function.inputs, node.inputs, strict=False))
+            yield from ((node, reason) for inner in function.all_nodes() for reason in _bias_scale(inner, passed))
 
 
-def _dequantize_scale(value: ir.Value | None) -> Array | None:
+def _bias_scale(node: ir.Node, passed: Mapping[ir.Value, ir.Value | None]) -> Iterator[str]:
+    """Yield what is wrong with the bias of one node; ``passed`` has the arguments of the function it stands in."""
+    if not is_op(node, "Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 3:
+        return
+    scales = [_dequantize_scale(value, passed) for value in node.inputs[:3]]
+    bias = node.inputs[2].producer() if node.inputs[2] is not None else None
+    stored = bias.inputs[0] if bias is not None else None
+    stored = passed.get(stored, stored) if stored is not None else None
+    if stored is None or stored.dtype != ir.DataType.INT32 or attr_float(node, "alpha", 1.0) != 1.0:
+        return
+    x_scale, w_scale, bias_scale = scales
+    if x_scale is None or w_scale is None or bias_scale is None:
+        return
+    expected = np.asarray(x_scale, np.float64).reshape(-1) * np.asarray(w_scale, np.float64).reshape(-1)
+    found = np.asarray(bias_scale, np.float64).reshape(-1)
+    if expected.size != 1 and found.size not in (1, expected.size):
+        yield f"bias has {found.size} scales, expected {expected.size}"
+    elif not (np.abs(found - expected) <= BIAS_SCALE_TOLERANCE * np.abs(expected)).all():
+        worst = float(np.max(np.abs(found / expected - 1)))
+        yield f"bias scale differs from x_scale * w_scale by {worst:.3g} (relative)"
+
+
+def _dequantize_scale(value: ir.Value | None, passed: Mapping[ir.Value, ir.Value | None]) -> Array | None:
     node = value.producer() if value is not None else None
-    return const_array(node.inputs[1]) if node is not None and is_op(node, "DequantizeLinear") else None
+    if node is None or not is_op(node, "DequantizeLinear"):
+        return None
+    scale = node.inputs[1]
+    return const_array(passed.get(scale, scale) if scale is not None else None)
 
 
 def _no_fused_nodes(model: ir.Model) -> Iterator[Finding]:

@@ -83,7 +83,9 @@ class Recipe:
                 if override.form is not None:
                     if override.form != "float" and override.form not in groups[name]:
                         legal = ", ".join(("float", *groups[name]))
-                        raise PassError(f"override {override.match!r}: {name} cannot be {override.form}; it can be {legal}")
+                        raise PassError(
+                            f"override {override.match!r}: {name} cannot be {override.form}; it can be {legal}"
+                        )
                     forms[name] = override.form
                 if override.estimator is not None:
                     estimators[name] = override.estimator

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from qcompiler.engine import Profile
 from qcompiler.ir.graph import all_nodes
 from qcompiler.targets.groups import Group
 
-_SUFFIXES = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated(_token_\d+)?|:node|:out\d*|_out\d*)+$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|:node|:out\d*|_out\d*)$")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
@@ -70,16 +70,16 @@ class Owners:
 
     def find(self, name: str) -> tuple[str, str] | None:
         """Return ("group" | "other" | "conversion", key) for an engine's name, or None."""
-        base = _SUFFIXES.sub("", name)
-        for candidate in (name, base):
-            if candidate in self.groups:
-                return "group", self.groups[candidate]
-            if candidate in self.lone:
-                return "other", self.lone[candidate]
+        base = name
+        for base in _stems(name):  # one suffix at a time: a model's own names may end like an engine's
+            if base in self.groups:
+                return "group", self.groups[base]
+            if base in self.lone:
+                return "other", self.lone[base]
         if base.endswith(":dequantize"):
             return "conversion", base.removesuffix(":dequantize")
         head, _, tail = base.rpartition("/")
-        if tail.split("_")[0].rstrip(":was") in _CONVERSIONS or tail in _CONVERSIONS:
+        if re.split("[_:]", tail)[0] in _CONVERSIONS:
             if head in self.groups:
                 return "group", self.groups[head]
             return "conversion", head
@@ -104,6 +104,14 @@ def attribute(profile: Profile, executed: ir.Model, owners: Owners) -> Costs:
         book = {"group": costs.groups, "other": costs.others, "conversion": costs.conversions}[kind]
         book[key] += cost.microseconds
     return costs
+
+
+def _stems(name: str) -> Iterator[str]:
+    """Yield a name, and what is left of it as the suffixes that engines append come off one by one."""
+    yield name
+    while (stem := _SUFFIX.sub("", name)) != name:
+        yield stem
+        name = stem
 
 
 def _by_dataflow(node: ir.Node | None, owners: Owners) -> tuple[str, str] | None:

@@ -106,7 +106,7 @@ class Judge:
 
 
 def _add(power: _Power, wanted: Array, actual: Array, class_like: bool) -> None:
-    if wanted.dtype.kind not in "f" and wanted.dtype.itemsize > 1 or wanted.dtype.kind in "bSUO":
+    if (wanted.dtype.kind not in "f" and wanted.dtype.itemsize > 1) or wanted.dtype.kind in "bSUO":
         power.elements += wanted.size
         power.different += int(np.sum(wanted != actual)) if wanted.shape == actual.shape else wanted.size
         return
@@ -139,7 +139,8 @@ def class_like_outputs(model: ir.Model) -> tuple[str, ...]:
         node = value.producer()
         for _ in range(4):
             source = node.inputs[0] if node is not None and node.inputs else None
-            if node is None or source is None or not is_op(node, "Add", "Identity", "Reshape", "Squeeze", "Cast", "QuantizeLinear"):
+            passing = is_op(node, "Add", "Identity", "Reshape", "Squeeze", "Cast", "QuantizeLinear")
+            if node is None or source is None or not passing:
                 break
             node = source.producer()
         if is_op(node, "Softmax", "LogSoftmax", "Gemm", "MatMul"):

@@ -79,7 +79,10 @@ class SpeedSearch:
             engine_forms: rewrites in force for all variants.
         """
         self.float_costs = self.costs({}, engine_forms)
-        some = lambda forms: any(f != "float" for f in forms.values())  # noqa: E731
+
+        def some(forms: Mapping[str, Form]) -> bool:
+            return any(f != "float" for f in forms.values())
+
         static_costs = self.costs(static, engine_forms) if some(static) else None
         dynamic_costs = self.costs(dynamic, engine_forms) if some(dynamic) else None
         measured = Measured(self.float_costs, static_costs, dynamic_costs, self.elements, static, dynamic)

@@ -183,14 +183,16 @@ def _refusal(node: ir.Node, row: OpRow, form: str) -> tuple[str, str] | None:
         return _recurrent_refusal(node, row)
     if node.op_type == "Resize":
         return _resize_refusal(node)
-    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+    indices = node.outputs[1] if node.op_type == "MaxPool" and len(node.outputs) > 1 else None
+    if indices is not None and (indices.uses() or indices.is_graph_output()):
         return "indices-used", "the indices output of MaxPool is read; the integer kernel has none"
     if node.op_type == "AveragePool" and (reason := _pool_refusal(node)) is not None:
         return reason
     if node.op_type == "Softmax":
         return None
-    if not any(not is_const(v) for v in node.inputs if v is not None):
-        return "constant", "all inputs are constants"
+    data = [node.inputs[i] for i in row.data if i < len(node.inputs)] if row.data else list(node.inputs)
+    if all(is_const(v) for v in data if v is not None):  # also a Gather of rows from a constant table
+        return "constant", "what it computes with is constant"
     if not row.constants and any(is_const(v) for v in node.inputs):
         return "constant-input", f"{node.op_type} with a constant input has no integer form here"
     return None

@@ -186,8 +186,15 @@ def resolve(
             form = "float"
         if form in _INTEGER and (bad := _unobserved(group, form, statistics, imported or {})):
             code = "never-observed" if statistics is not None else "no-calibration"
-            refused.append((group.name, code, f"{bad} was never executed during calibration" if statistics else
-                            "there is no calibration data, so only dynamic forms are possible"))
+            refused.append(
+                (
+                    group.name,
+                    code,
+                    f"{bad} was never executed during calibration"
+                    if statistics
+                    else "there is no calibration data, so only dynamic forms are possible",
+                )
+            )
             form = "float"
         final[group.name] = form
     builder = _Points(groups, final, target, estimators or {}, default_estimator, statistics, imported or {})
@@ -308,9 +315,7 @@ class _Points:
     def _dynamic(self, group: Group) -> None:
         if group.row.kind == "recurrent":
             for index in (1, 2):
-                self.points[use_point(group.name, index)] = Point(
-                    self.weight, QuantSource("weight")
-                )
+                self.points[use_point(group.name, index)] = Point(self.weight, QuantSource("weight"))
             return
         spec = QuantSpec("uint8", dynamic=True)
         self.points[str(group.data[0].name) + DYNAMIC_SUFFIX] = Point(spec, QuantSource("observed"))
@@ -357,13 +362,21 @@ class _Points:
         if self.statistics is None or not self.statistics.observed(out):
             return False
         low, high = self.statistics.range(out, self.points[out].source.estimator or "min-max")
-        for value in members.values():
-            group = self.owner.get(value.producer())  # type: ignore[arg-type]
-            if group is not None and group.activation is not None:
+        for group in self.groups:
+            if group.activation is None or self.forms[group.name] != "static":
+                continue
+            # Also one that a Concat in front shared already: it follows its Concat.
+            if self._holder(str(group.results[0].name)) in members:
                 least, most = activation_bounds(group.activation)
                 if low < least or high > most:
                     return False
         return True
+
+    def _holder(self, name: str) -> str:
+        """Follow shared sources to the point that holds the numbers so far."""
+        while (point := self.points.get(name)) is not None and point.source.kind == "shared":
+            name = point.source.points[0]
+        return name
 
     def _only_read_by(self, members: Mapping[str, ir.Value], concat: Group) -> bool:
         for value in members.values():
@@ -390,7 +403,9 @@ def estimator_for(value: ir.Value, otherwise: str = "") -> str:
     if readers and not value.is_graph_output():
         gates = [n for n in readers if is_op(n, "Sigmoid")]
         rest = [n for n in readers if n not in gates]
-        if gates and all(is_op(n, "Mul") and any(v.producer() in gates for v in n.inputs if v is not None) for n in rest):
+        if gates and all(
+            is_op(n, "Mul") and any(v.producer() in gates for v in n.inputs if v is not None) for n in rest
+        ):
             return "mse:8:silu" if rest else "mse:8:sigmoid"
     return otherwise or "mse:8"
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qcompiler.errors import TargetError
+from qcompiler.quant.formats import FORMATS
+from qcompiler.quant.plan import FORMS
 
 Kind = Literal["weighted", "arithmetic", "mover", "recurrent"]
 
@@ -101,7 +103,15 @@ def _row(table: dict[str, Any], name: str) -> OpRow:
     for key in ("type", "kind", "forms"):
         if key not in table:
             raise TargetError(f"target {name}: an [[op]] row lacks {key!r}")
-    return OpRow(**{key: tuple(v) if isinstance(v, list) else v for key, v in table.items()})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    for key in ("type", "forms", "data"):
+        if not isinstance(fields.get(key, ()), tuple):
+            raise TargetError(f"target {name}: {key!r} of an [[op]] row is {fields[key]!r}; expected a list")
+    if fields["kind"] not in get_args(Kind):
+        raise TargetError(f"target {name}: kind is {fields['kind']!r}; expected one of {', '.join(get_args(Kind))}")
+    if unknown := set(fields["forms"]) - (set(FORMS) - {"float"}):
+        raise TargetError(f"target {name}: unknown form {sorted(unknown)[0]!r}; known: {', '.join(FORMS[1:])}")
+    return OpRow(**fields)
 
 
 def parse_target(text: str, name: str) -> Target:
@@ -117,6 +127,11 @@ def parse_target(text: str, name: str) -> Target:
     head = dict(data.get("target", {}))
     if unknown := set(head) - set(Target.__dataclass_fields__):
         raise TargetError(f"target {name}: unknown key {sorted(unknown)[0]!r} in [target]")
+    if "engine" not in head:
+        raise TargetError(f"target {name}: [target] lacks 'engine'")
+    for key in ("activation", "weight"):
+        if head.get(key, "int8") not in FORMATS:
+            raise TargetError(f"target {name}: unknown format {head[key]!r} for {key}; known: {', '.join(FORMATS)}")
     head = {key: tuple(v) if isinstance(v, list) else v for key, v in head.items()}
     rows = tuple(_row(table, name) for table in data.get("op", []))
     return Target(**{"name": name, **head, "traps": dict(data.get("traps", {})), "rows": rows})

@@ -429,7 +429,13 @@ def test_debug_shows_the_traceback(place: Any) -> None:
 def test_an_interrupted_process_ends_with_130(place: Any) -> None:
     """The calibration function raises what Ctrl-C raises, in a real process."""
     file = place.folder / "feeds.py"
-    file.write_text("import os, signal\ndef feeds():\n    os.kill(os.getpid(), signal.SIGINT)\n    yield {}\n")
+    file.write_text(
+        "import os, signal\n"
+        "def feeds():\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    yield {}\n"
+    )
     before = place.files()
     done = process(place, "compile", place.model, "-o", place.output, "--calibration", f"{file}:feeds")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

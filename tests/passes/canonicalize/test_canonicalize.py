@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-import qcompiler
 from qcompiler.errors import ModelError
 from qcompiler.ir.graph import all_nodes
 from qcompiler.ir.importer import import_model
@@ -24,7 +23,7 @@ from qcompiler.pipeline.parse import print_pass
 from qcompiler.pipeline.state import ChangeLog, CompileState
 from qcompiler.targets.target import load_target
 
-_MODELS = Path(qcompiler.__file__).parents[1].parent / "shared" / "models"
+_MODELS = Path(__file__).resolve().parents[3].parent / "shared" / "models"
 _SHIPPED = os.path.join(os.path.dirname(onnx.__file__), "backend", "test", "data")
 _ENGINE_ERRORS = (RuntimeError, ValueError, NotImplementedError, *(
     error for error in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()

@@ -1,0 +1,125 @@
+"""Try SmoothQuant on a whole model, and keep it only where accuracy and time were measured to be worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qcompiler.calibration.channels import ChannelStatistics, observe_channels
+from qcompiler.calibration.observe import observe
+from qcompiler.calibration.statistics import Statistics
+from qcompiler.engine import Feeds
+from qcompiler.ir.graph import const_array
+from qcompiler.passes.smooth_activations import SmoothActivations, changed_values, const_rows, matmul_families
+from qcompiler.pipeline.pipeline import Instrument, Pipeline
+from qcompiler.quant.plan import Form
+from qcompiler.quant.smoothing import Float, best_alpha, smoothing_scale
+from qcompiler.search.quality import Judge
+from qcompiler.search.timing import Stopwatch
+from qcompiler.targets.groups import Group
+from qcompiler.workshop import Workshop
+
+LEAST_FACTOR = 2.0
+"""An activation is smoothed where the expected error of its products falls at least to half (3 dB)."""
+LEAST_GAIN_DB = 1.0
+DB_PER_PERCENT = 0.3
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """A smoothed build to go on with.
+
+    Attributes:
+        workshop: over the smoothed FLOAT graph.
+        statistics: of the smoothed graph.
+        alphas: SmoothQuant's alpha per smoothed activation, for the decisions record.
+        figures: what was measured.
+    """
+
+    workshop: Workshop
+    statistics: Statistics
+    alphas: dict[str, float]
+    figures: dict[str, float]
+
+
+def measure_channels(workshop: Workshop, feeds: Iterable[Feeds]) -> dict[str, ChannelStatistics]:
+    """Observe every activation that a product with constant weights reads, per channel."""
+    base = workshop.base
+    families = matmul_families(workshop.groups, base.model.graph)
+    names = [n for n, family in families.items() if const_rows(family[0]) > 1]
+    return observe_channels(base.model, names, feeds, workshop.engine)
+
+
+def choose_alphas(workshop: Workshop, channels: Mapping[str, ChannelStatistics]) -> dict[str, float]:
+    """Return alpha per activation whose smoothing is expected to pay, by the error of its products."""
+    alphas: dict[str, float] = {}
+    for name, family in matmul_families(workshop.groups, workshop.base.model.graph).items():
+        seen = channels.get(name)
+        if seen is None or seen.low.shape != (const_rows(family[0]),) or not np.isfinite(seen.reach).all():
+            continue
+        alpha, factor = best_alpha(seen.low, seen.high, seen.mean_square, _weights(family))
+        if factor >= LEAST_FACTOR:
+            alphas[name] = alpha
+    return alphas
+
+
+def apply_smoothing(
+    workshop: Workshop,
+    statistics: Statistics,
+    channels: Mapping[str, ChannelStatistics],
+    alphas: Mapping[str, float],
+    feeds: Iterable[Feeds],
+    instruments: Iterable[Instrument] = (),
+) -> tuple[Workshop, Statistics]:
+    """Return a workshop over the smoothed graph and statistics in which the changed values were observed anew."""
+    state = workshop.base.clone()
+    families = matmul_families(workshop.groups, workshop.base.model.graph)
+    for name, alpha in alphas.items():
+        if name in families and name in channels:
+            scale: Float = smoothing_scale(channels[name].reach, _weights(families[name]), alpha)
+            state.smoothing[name] = tuple(scale.tolist())
+    state.quantized = {}
+    Pipeline((SmoothActivations(),)).run(state, tuple(instruments))
+    fresh = observe(state.model, changed_values(state.smoothing, state.model), feeds, workshop.engine)
+    merged = Statistics({**statistics.tensors, **fresh.tensors}, statistics.feeds)
+    state.statistics = merged
+    return replace(workshop, base=state, engine_forms={}, refused={}), merged
+
+
+def try_smoothing(
+    workshop: Workshop, statistics: Statistics, feeds: Iterable[Feeds], judge: Judge, stopwatch: Stopwatch
+) -> Smoothing | None:
+    """Smooth, measure accuracy and time of the dynamic variant with and without, and keep it if it pays.
+
+    It pays if it gains at least `LEAST_GAIN_DB`, and `DB_PER_PERCENT` for each percent of latency that the inserted
+    multiplications cost: the rate at which the accuracy guard trades the two.
+    """
+    channels = measure_channels(workshop, feeds)
+    alphas = choose_alphas(workshop, channels)
+    if not alphas:
+        return None
+    smoothed, merged = apply_smoothing(workshop, statistics, channels, alphas, feeds)
+    plain_build = workshop.build(_dynamic(workshop.groups))
+    smooth_build = smoothed.build(_dynamic(smoothed.groups))
+    before, after = judge(plain_build.model).worst, judge(smooth_build.model).worst
+    times = stopwatch.compare({"plain": plain_build.model, "smooth": smooth_build.model})
+    percent = 100.0 * (times["smooth"].minimum / times["plain"].minimum - 1.0)
+    figures = {
+        "activations": float(len(alphas)), "plain_db": round(before, 2), "smooth_db": round(after, 2),
+        "latency_percent": round(percent, 2),
+    }  # fmt: skip
+    gain = after - before
+    if gain < LEAST_GAIN_DB or gain < DB_PER_PERCENT * percent:
+        return Smoothing(workshop, statistics, {}, figures)
+    return Smoothing(smoothed, merged, dict(alphas), figures)
+
+
+def _dynamic(groups: Iterable[Group]) -> dict[str, Form]:
+    return {g.name: "dynamic" if "dynamic" in g.legal else "float" for g in groups}
+
+
+def _weights(family: Iterable[Group]) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    arrays = [const_array(g.root.inputs[1]) for g in family]
+    return [a.astype(np.float32) for a in arrays if a is not None]
