@@ -12,7 +12,7 @@ from qcompiler.ir.phase import Phase
 from qcompiler.passes.rewrite import RewritePass
 from qcompiler.patterns.language import Clause, Rule
 from qcompiler.patterns.match import Match
-from qcompiler.patterns.traps import QUICK_GELU, TRAP_RULES
+from qcompiler.patterns.traps import FLOAT_WEIGHT, QUICK_GELU, TRAP_RULES
 from qcompiler.pipeline.contract import Contract, Reassociates
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.spec import RangeSource
@@ -37,7 +37,7 @@ class AvoidEngineTraps(RewritePass):
     @property
     def rules(self) -> tuple[Rule, ...]:
         """Return the rules that need no decision."""
-        return (QUICK_GELU,)
+        return (QUICK_GELU, FLOAT_WEIGHT)
 
     def run(self, state: CompileState) -> int:
         """Apply the rules and return how often they fired."""

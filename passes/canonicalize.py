@@ -11,6 +11,7 @@ from qcompiler.passes.deduplicate import Deduplicate
 from qcompiler.passes.eliminate_identity import EliminateIdentity
 from qcompiler.passes.fold_casts import FoldCasts
 from qcompiler.passes.fold_constants import FoldConstants
+from qcompiler.passes.fold_focus import FoldFocus
 from qcompiler.passes.fold_mul_add_into_weights import FoldMulAddIntoWeights
 from qcompiler.passes.fold_reshapes import FoldReshapes
 from qcompiler.passes.fold_shapes import FoldShapes
@@ -55,6 +56,7 @@ def canonical_passes() -> tuple[Pass, ...]:
         CancelTransposes(),
         NormalizeActivations(),
         FusePad(),
+        FoldFocus(),
         FuseBatchNorm(),
         NormalizeGemm(),
         FuseMatmulAdd(),
@@ -68,7 +70,7 @@ def canonical_passes() -> tuple[Pass, ...]:
 CANONICALIZE = (
     "remove-unused,fold-constants,inline-constant-if,eliminate-identity,fold-casts,infer-shapes,fold-shapes,"
     "fold-constants,fold-reshapes,deduplicate{constants=false},recognize-layer-norm,recognize-gelu,recognize-silu,"
-    "cancel-transposes,normalize-activations,fuse-pad,fuse-batch-norm,normalize-gemm,fuse-matmul-add,"
+    "cancel-transposes,normalize-activations,fuse-pad,fold-focus,fuse-batch-norm,normalize-gemm,fuse-matmul-add,"
     "fold-mul-add-into-weights,order-operands,remove-unused,infer-shapes"
 )
 """The passes of one round as a pipeline string."""

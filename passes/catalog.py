@@ -9,6 +9,7 @@ from qcompiler.passes.deduplicate import Deduplicate
 from qcompiler.passes.eliminate_identity import EliminateIdentity
 from qcompiler.passes.fold_casts import FoldCasts
 from qcompiler.passes.fold_constants import FoldConstants
+from qcompiler.passes.fold_focus import FoldFocus
 from qcompiler.passes.fold_mul_add_into_weights import FoldMulAddIntoWeights
 from qcompiler.passes.fold_reshapes import FoldReshapes
 from qcompiler.passes.fold_scales import FoldScales
@@ -52,6 +53,7 @@ PASSES: tuple[type[Pass], ...] = (
     CancelTransposes,
     NormalizeActivations,
     FusePad,
+    FoldFocus,
     FuseBatchNorm,
     NormalizeGemm,
     FuseMatmulAdd,

@@ -69,11 +69,12 @@ def _smooth(rewriter: Rewriter, family: Sequence[Group], scale: np.ndarray[tuple
         smoothed = node.outputs[0]
         smoothed.dtype, smoothed.shape = value.dtype, value.shape
     for group in family:
-        weight = const_array(group.root.inputs[1])
-        assert weight is not None
+        old = group.root.inputs[1]
+        weight = const_array(old)
+        assert old is not None and weight is not None
         wide = (weight.astype(np.float64) * scale[:, None]).astype(np.float32)
-        name = str(group.root.inputs[1].name)  # type: ignore[union-attr]  # const_array found it
-        rewriter.set_input(group.root, 1, rewriter.constant(wide, f"{name}{MARK}"))
+        rewriter.set_input(group.root, 1, rewriter.constant(wide, f"{old.name}{MARK}"))
+        _release(old)
         rewriter.set_input(group.root, 0, smoothed)
 
 
@@ -97,6 +98,12 @@ def _fold_into_norm(
         name = str(norm.inputs[index].name)  # type: ignore[union-attr]
         rewriter.set_input(norm, index, rewriter.constant((weight / scale).astype(np.float32), f"{name}{MARK}"))
     return True
+
+
+def _release(value: ir.Value) -> None:
+    """Drop an initializer that nothing reads any more."""
+    if value.is_initializer() and not value.uses() and not value.is_graph_output() and value.graph is not None:
+        del value.graph.initializers[str(value.name)]
 
 
 def changed_values(before: Mapping[str, Sequence[float]], model: ir.Model) -> list[str]:

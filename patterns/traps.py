@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.ir.graph import attr_int, consumers, is_const, is_op, rank_of, shape_of
+from qcompiler.ir.graph import attr_int, consumers, is_const, is_op, rank_of, shape_of, single_consumer
 from qcompiler.patterns.builder import Builder
-from qcompiler.patterns.language import Clause, Rule, op, rule, var
+from qcompiler.patterns.clauses import opset_at_least
+from qcompiler.patterns.language import Clause, Rule, const, op, rest, rule, var
 from qcompiler.patterns.match import Match
 
 FLOOR = 64.0
@@ -43,7 +44,12 @@ def _floored_softmax(b: Builder, m: Match) -> ir.Value:
 SOFTMAX_UNDERFLOW = rule(
     "softmax-floor",
     match=op("Softmax", var("x")),
-    where=[Clause("float32", _float32), Clause("last_axis", _last_axis), Clause("no_floor_yet", _no_floor_yet)],
+    where=[
+        opset_at_least(18),  # axes as an input of ReduceMax; a Softmax of an older opset flattens, too
+        Clause("float32", _float32),
+        Clause("last_axis", _last_axis),
+        Clause("no_floor_yet", _no_floor_yet),
+    ],
     build=_floored_softmax,
     doc="Keep masked scores at most 64 below the row's largest: the same probabilities, without subnormal arithmetic.",
 )
@@ -90,6 +96,45 @@ QUICK_GELU = rule(
     build=lambda b, m: b.op("QuickGelu", m.x, domain="com.microsoft", like=m.root.outputs[0], alpha=1.0),
     doc="Emit SiLU behind a DequantizeLinear as QuickGelu: otherwise Mul and Sigmoid get copies of their own.",
 )
+
+_MOVES = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+"""Operators through which the engine moves a DequantizeLinear forward and a QuantizeLinear backward."""
+_ABSORBED = (*_MOVES, "Relu", "Clip", "Mul", "Identity")
+"""Operators that the engine looks through, or folds away, between a weighted operator and a QuantizeLinear."""
+
+
+def _behind_dequantize(m: Match) -> str | None:
+    node = m.x.producer()
+    while node is not None and is_op(node, *_MOVES) and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return None if is_op(node, "DequantizeLinear") else "not-dequantized: the engine leaves its weight alone"
+
+
+def _before_quantize(m: Match) -> str | None:
+    node = single_consumer(m.root.outputs[0])
+    while node is not None and is_op(node, *_ABSORBED):
+        node = single_consumer(node.outputs[0])
+    return None if is_op(node, "QuantizeLinear") else "not-quantized: the engine leaves its weight alone"
+
+
+def _behind_sum(b: Builder, m: Match) -> ir.Value:
+    b.set_input(m.root, 0, b.op("Sum", m.x, like=m.x))
+    return m.root.outputs[0]
+
+
+FLOAT_WEIGHT = rule(
+    "keep-weight-float",
+    match=op(("Conv", "ConvTranspose", "Gemm"), var("x"), const("w"), rest("more")),
+    where=[
+        Clause("behind_dequantize", _behind_dequantize, structural=True),
+        Clause("before_quantize", _before_quantize, structural=True),
+    ],
+    build=_behind_sum,
+    doc="Hide the DequantizeLinear in front of a float operator behind a Sum of one: the engine quantizes the weight "
+    "of any Conv, ConvTranspose or Gemm between DequantizeLinear and QuantizeLinear by itself, with one scale for all "
+    "channels, and then often fuses nothing.",
+)
+"""Seen on ONNX Runtime 1.31 (WeightBiasQuantization); the Sum costs about 1 % of the operator."""
 
 TRAP_RULES: dict[str, tuple[Rule, ...]] = {
     "softmax-underflow": (SOFTMAX_UNDERFLOW,),

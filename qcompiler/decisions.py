@@ -55,9 +55,11 @@ class Decisions:
             raise PassError(f"not a decisions record: {error}") from error
         if version != VERSION:
             raise PassError(f"the decisions record has version {version}, this release reads {VERSION}; compile anew")
-        for part in ("forms", "engine_forms", "why", "figures", "context"):
+        for part in ("forms", "engine_forms", "smoothing", "why", "figures", "context"):
             if not isinstance(getattr(made, part), dict):
                 raise PassError(f"not a decisions record: expected a table in {part!r}, found {getattr(made, part)!r}")
+        if not isinstance(made.estimator, str):
+            raise PassError(f"not a decisions record: expected a text as 'estimator', found {made.estimator!r}")
         if bad := [f for f in made.forms.values() if f not in FORMS]:
             raise PassError(f"the decisions record names the unknown form {bad[0]!r}")
         return made

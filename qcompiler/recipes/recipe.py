@@ -57,7 +57,7 @@ class Recipe:
     recurrent: Form = "dynamic"
     arithmetic: bool = True
     estimator: str = "min-max"
-    min_sqnr: float = 20.0
+    min_sqnr: float = 18.0
     min_sqnr_classes: float = 15.0
     min_sqnr_state: float = 30.0
     min_agreement: float = 0.97

@@ -28,7 +28,7 @@ class Bound:
     def shortfall(self, quality: Quality) -> float:
         """Return by how much a quality misses the bound, in dB-like units; 0 if it is met."""
         miss = max((self.sqnr_db.get(name, 0.0) - db for name, db in quality.sqnr_db.items()), default=0.0)
-        total = max(0.0, miss) + 100.0 * max(0.0, self.agreement - quality.least_agreement)
+        total = max(0.0, miss) + 100.0 * max(0.0, quality.disagreement(self.agreement))
         if self.metric is not None and quality.metric is not None:
             total += 1000.0 * max(0.0, self.metric - quality.metric)
         return total

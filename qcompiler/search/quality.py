@@ -15,7 +15,9 @@ Metric = Callable[[Sequence[Mapping[str, Array]], Sequence[Feeds]], float]
 """A user's metric over all evaluation feeds: outputs and feeds in, one number out; more is better."""
 
 CEILING = 200.0
-"""SQNR in dB reported for outputs that are equal bit for bit."""
+"""SQNR in dB reported for outputs that are equal bit for bit; its negative for outputs that are not finite."""
+
+_BFLOAT16 = ir.DataType.BFLOAT16.numpy()
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Quality:
     Attributes:
         sqnr_db: per floating-point output, 10 log10(signal power / error power) over all set-aside feeds.
         agreement: per class-like output, the share of rows with the same arg-max.
+        rows: per class-like output, the number of rows behind that share.
         differing: per output of another type, the share of differing elements.
         metric: the user's metric, if one was given.
     """
@@ -33,6 +36,17 @@ class Quality:
     agreement: dict[str, float] = field(default_factory=dict)
     differing: dict[str, float] = field(default_factory=dict)
     metric: float | None = None
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def disagreement(self, bound: float) -> float:
+        """Return by how much the worst class-like output falls below a bound on the agreement, 0 if none does.
+
+        One differing row is always allowed: among few rows a single tie that tips over says nothing.
+        """
+        return max(
+            (min(bound, 1.0 - 1.0 / self.rows.get(n, 1_000_000)) - share for n, share in self.agreement.items()),
+            default=0.0,
+        )
 
     @property
     def worst(self) -> float:
@@ -97,6 +111,7 @@ class Judge:
             {n: p.equal_rows / p.rows for n, p in power.items() if p.rows},
             {n: p.different / p.elements for n, p in power.items() if p.elements},
             self._metric(runner),
+            {n: p.rows for n, p in power.items() if p.rows},
         )
 
     def _metric(self, runner: Runner) -> float | None:
@@ -106,7 +121,8 @@ class Judge:
 
 
 def _add(power: _Power, wanted: Array, actual: Array, class_like: bool) -> None:
-    if (wanted.dtype.kind not in "f" and wanted.dtype.itemsize > 1) or wanted.dtype.kind in "bSUO":
+    floating = wanted.dtype.kind == "f" or wanted.dtype == _BFLOAT16
+    if not floating and (wanted.dtype.itemsize > 1 or wanted.dtype.kind in "bSUO"):
         power.elements += wanted.size
         power.different += int(np.sum(wanted != actual)) if wanted.shape == actual.shape else wanted.size
         return
@@ -122,7 +138,9 @@ def _add(power: _Power, wanted: Array, actual: Array, class_like: bool) -> None:
 def _decibel(signal: float, noise: float) -> float:
     if noise <= 0:
         return CEILING
-    return min(CEILING, 10.0 * float(np.log10(max(signal, 1e-300) / noise)))
+    if not np.isfinite(noise):
+        return -CEILING  # a NaN or an infinity that float does not have
+    return min(CEILING, max(-CEILING, 10.0 * float(np.log10(max(signal, 1e-300) / noise))))
 
 
 def sqnr_db(wanted: Array, actual: Array) -> float:

@@ -93,7 +93,7 @@ def _minimum_cut(groups: Sequence[Group], measured: Measured, rate: float, froze
             continue
         graph.add_edge(_SOURCE, key, capacity=measured.float_.groups.get(group.name, 0.0))
         graph.add_edge(key, _SINK, capacity=measured.static.groups.get(group.name, 0.0) + 1e-3)
-    for value in {v for g in groups for v in (*g.data, *g.results)}:
+    for value in dict.fromkeys(v for g in groups for v in (*g.data, *g.results)):
         _crossings(graph, value, owner, measured, rate)
     integer_side, _ = nx.minimum_cut(graph, _SOURCE, _SINK)[1]
     return {key[1] for key in integer_side if isinstance(key, tuple) and key[0] == "group"}
@@ -162,12 +162,12 @@ def predict(groups: Sequence[Group], measured: Measured, forms: Mapping[str, For
         book = books.get(forms.get(group.name, "float")) or measured.float_
         total += book.groups.get(group.name, 0.0)
     owner = {node: g for g in groups for node in g.nodes}
-    for value in {v for g in groups for v in (*g.data, *g.results)}:
+    for value in dict.fromkeys(v for g in groups for v in (*g.data, *g.results)):
         producer = value.producer()
         source = owner.get(producer) if producer is not None else None
         stored = source is not None and forms.get(source.name) == "static" and value in source.results
         readers = [owner.get(node) for node in consumers(value)]
         integer = [g is not None and value in g.data and forms.get(g.name, "float") != "float" for g in readers]
-        crossings = int(stored and not all(integer)) + int(not stored and any(integer))
+        crossings = int(stored and (value.is_graph_output() or not all(integer))) + int(not stored and any(integer))
         total += crossings * measured.elements.get(str(value.name), 0) * rate
     return total

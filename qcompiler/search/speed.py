@@ -120,16 +120,16 @@ class SpeedSearch:
             if all(form == "float" for form in current.values()):
                 break
             costs = self.costs(current, engine_forms)
-            losers = [r for r in self.regions(current) if self._loss(r, costs, current) > 0]
+            free = {g.name for g in self.groups if self.frozen.get(g.name, "float") == "float"}
+            losers = [r for r in self.regions(current) if r & free and self._loss(r, costs, current) > 0]
             if not losers:
                 break
             for region in losers:
                 loss = self._loss(region, costs, current)
-                returned.append({"groups": sorted(region), "loss_us": round(loss, 1)})
-                for name in region:
-                    if self.frozen.get(name, "float") == "float":
-                        current[name] = "float"
-                        self.why[name] = f"float: its region was measured {loss:.0f} us slower on integers"
+                returned.append({"groups": sorted(region & free), "loss_us": round(loss, 1)})
+                for name in region & free:
+                    current[name] = "float"
+                    self.why[name] = f"float: its region was measured {loss:.0f} us slower on integers"
         if returned:
             self.figures["regions_returned"] = returned
         return current

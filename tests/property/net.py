@@ -1,8 +1,8 @@
 """Write random ONNX models: a seeded source of choices, and the operators as functions on named values.
 
-Shapes are those of one feed; axis 0 may be open (its length is drawn anew for each feed), other axes only where a family
-says so. Weights are scaled so that every layer keeps the size of its input: quantization then behaves as in a trained
-model.
+Shapes are those of one feed; axis 0 may be open (its length is drawn anew for each feed), other axes only where a
+family says so. Weights are scaled so that every layer keeps the size of its input: quantization then behaves as in a
+trained model.
 """
 
 from __future__ import annotations
@@ -38,17 +38,24 @@ class T:
 
 @dataclass
 class Net:
-    """A graph in the making."""
+    """A graph in the making.
+
+    Attributes:
+        rng: makes every choice.
+        opset: ONNX operator set.
+        harsh: also dead channels, outliers and huge biases, shared weights, values of any size.
+    """
 
     rng: np.random.Generator
     opset: int
+    harsh: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
     count: list[int] = field(default_factory=lambda: [0])
 
     def body(self) -> Net:
         """Return the writer of a subgraph; its constants go to the outer graph, its names stay distinct."""
-        return Net(self.rng, self.opset, [], self.constants, self.count)
+        return Net(self.rng, self.opset, self.harsh, [], self.constants, self.count)
 
     # ---- choices ----------------------------------------------------------------------------------------------
 
@@ -77,12 +84,21 @@ class Net:
 
     def weight(self, shape: Sequence[int], fan: int) -> str:
         """Add a weight whose products keep the variance of what they are applied to; channels differ in size."""
+        if self.harsh and self.chance(0.2):
+            same = [n for n, a in self.constants.items() if n.startswith("w") and a.shape == tuple(shape)]
+            if same:
+                return str(self.pick(*same))
         array = self.rng.normal(0, 1 / np.sqrt(fan), tuple(shape))
         spread = self.rng.uniform(0.5, 1.5, (shape[0], *[1] * (len(shape) - 1)))
+        if self.harsh:
+            spread *= self.rng.choice([0.0, 1e-4, 1.0, 1.0, 30.0], spread.shape)
         return self.const((array * spread).astype(np.float32), "w")
 
     def vector(self, size: int, low: float = -0.3, high: float = 0.3) -> str:
-        return self.const(self.rng.uniform(low, high, size).astype(np.float32), "v")
+        array = self.rng.uniform(low, high, size)
+        if self.harsh and low < 0:
+            array *= self.rng.choice([0.0, 1.0, 1.0, 1e3], size)
+        return self.const(array.astype(np.float32), "v")
 
     # ---- nodes ------------------------------------------------------------------------------------------------
 
@@ -102,7 +118,9 @@ class Net:
 
     def conv(self, x: T, out: int, kernel: int = 3, stride: int = 1, group: int = 1, bias: bool | None = None) -> T:
         dilation = 2 if kernel == 3 and stride == 1 and min(x.shape[2:]) > 6 and self.chance(0.1) else 1
-        weight = self.weight([out, x.channels // group, *[kernel] * (x.rank - 2)], x.channels // group * kernel ** (x.rank - 2))
+        weight = self.weight(
+            [out, x.channels // group, *[kernel] * (x.rank - 2)], x.channels // group * kernel ** (x.rank - 2)
+        )
         inputs = [x.name, weight]
         if self.chance(0.6) if bias is None else bias:
             inputs.append(self.vector(out))
@@ -125,7 +143,9 @@ class Net:
         return self.unary("BatchNormalization", x, *more)
 
     def act(self, x: T, *kinds: str) -> T:
-        kind = self.pick(*(kinds or ("Relu", "Relu", "Relu6", "SiLU", "LeakyRelu", "Sigmoid", "HardSwish", "Tanh", "none")))
+        kind = self.pick(
+            *(kinds or ("Relu", "Relu", "Relu6", "SiLU", "LeakyRelu", "Sigmoid", "HardSwish", "Tanh", "none"))
+        )
         if kind == "none":
             return x
         if kind == "Relu6":
@@ -212,7 +232,10 @@ class Net:
 
 
 def make_model(
-    net: Net, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[tuple[str, int]], types: dict[str, int] | None = None
+    net: Net,
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[tuple[str, int]],
+    types: dict[str, int] | None = None,
 ) -> onnx.ModelProto:
     """Return the checked model; outputs are (name, rank)."""
     made = [

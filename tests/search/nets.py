@@ -37,7 +37,9 @@ def chain(*ops: str) -> str:
 
 
 def costs(
-    groups: Mapping[str, float], conversions: Mapping[str, float] | None = None, others: Mapping[str, float] | None = None
+    groups: Mapping[str, float],
+    conversions: Mapping[str, float] | None = None,
+    others: Mapping[str, float] | None = None,
 ) -> Costs:
     made = Costs()
     made.groups.update(groups)
@@ -70,7 +72,6 @@ def measured(
         {n: form_of(g) if n in (static or {}) else "float" for n, g in groups.items()},
         {n: "dynamic" if n in (dynamic or {}) else "float" for n in groups},
     )
-
 
 
 def profile_of(times: Mapping[str, float]) -> Profile:

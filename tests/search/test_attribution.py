@@ -10,7 +10,8 @@ from qcompiler.search.attribution import Costs, Owners, attribute
 from tests.passes.quantize.lab import import_exactly, model_of
 from tests.search.nets import SAME, net, profile_of
 
-BODY = f"[c0] a = Conv{SAME}(x, w) [r0] b = Relu(a) [t0] t = Tanh(b) [m0] p = MaxPool<kernel_shape=[2,2]>(t) [e0] y = Exp(p)"
+POOL = "MaxPool<kernel_shape=[2,2]>"
+BODY = f"[c0] a = Conv{SAME}(x, w) [r0] b = Relu(a) [t0] t = Tanh(b) [m0] p = {POOL}(t) [e0] y = Exp(p)"
 
 
 def owners() -> Owners:
@@ -69,7 +70,9 @@ def executed(body: str) -> ir.Model:
 
 
 def test_a_renamed_node_is_found_by_the_tensor_it_writes() -> None:
-    engine = executed(f"[fused] b = Conv{SAME}(x, w) [other] t = Tanh(b) [pool] p = MaxPool<kernel_shape=[2,2]>(t) [z] y = Exp(p)")
+    engine = executed(
+        f"[fused] b = Conv{SAME}(x, w) [other] t = Tanh(b) [pool] p = MaxPool<kernel_shape=[2,2]>(t) [z] y = Exp(p)"
+    )
     made = attribute(profile_of({"fused": 10, "other": 3, "pool": 2, "z": 1}), engine, owners())
     assert dict(made.groups) == {"c0": 10, "m0": 2}
     assert dict(made.others) == {"t0": 3, "e0": 1}
@@ -77,13 +80,17 @@ def test_a_renamed_node_is_found_by_the_tensor_it_writes() -> None:
 
 
 def test_a_layout_change_is_paid_by_what_follows_it() -> None:
-    engine = executed(f"[ReorderInput] i = Identity(x) [again] j = Identity(i) [k] b = Conv{SAME}(j, w) [l] y = Tanh(b)")
+    engine = executed(
+        f"[ReorderInput] i = Identity(x) [again] j = Identity(i) [k] b = Conv{SAME}(j, w) [l] y = Tanh(b)"
+    )
     made = attribute(profile_of({"ReorderInput": 4, "again": 2, "k": 10}), engine, owners())
     assert dict(made.groups) == {"c0": 16}
 
 
 def test_a_layout_change_behind_the_last_node_is_paid_by_its_source() -> None:
-    engine = executed(f"[k] b = Conv{SAME}(x, w) [ReorderOutput] nameless = Identity(b) [other] unknown = Neg(nameless)")
+    engine = executed(
+        f"[k] b = Conv{SAME}(x, w) [ReorderOutput] nameless = Identity(b) [other] unknown = Neg(nameless)"
+    )
     made = attribute(profile_of({"ReorderOutput": 4}), engine, owners())
     assert dict(made.groups) == {"c0": 4}
 

@@ -1,0 +1,53 @@
+"""Budgets as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from qcompiler.errors import BudgetError
+from qcompiler.search.budget import Budget, parse_budget
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, Budget()),
+        ([], Budget()),
+        ("drop<=0.5pt", Budget(drop_points=0.005)),
+        ("drop<=1%", Budget(drop_relative=0.01)),
+        ("drop <= .25 PT", Budget(drop_points=0.0025)),
+        ("sqnr>=30", Budget(sqnr_db=30.0)),
+        ("SQNR >= 30.5 dB", Budget(sqnr_db=30.5)),
+        (["drop<=1pt", "drop<=2%", "sqnr>=20"], Budget(0.01, 0.02, 20.0)),
+        (["sqnr>=20", "sqnr>=25"], Budget(sqnr_db=25.0)),
+    ],
+)
+def test_a_budget_is_read(text: str | list[str] | None, expected: Budget) -> None:
+    assert parse_budget(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "drop", "drop<=1", "drop>=1pt", "drop<=-1pt", "sqnr<=30", "sqnr>=30%", "sqnr>=30pt", "latency<=3ms",
+     "drop<=x%", "drop<=1pt sqnr>=3", "drop<=1e-3pt"],
+)  # fmt: skip
+def test_any_other_text_is_refused_by_name(text: str) -> None:
+    with pytest.raises(BudgetError, match=r"expected like drop<=0\.5pt, drop<=1% or sqnr>=30") as caught:
+        parse_budget([text])
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("budget", "reference", "least"),
+    [
+        (Budget(), 0.8, None),
+        (Budget(sqnr_db=30), 0.8, None),
+        (Budget(drop_points=0.01), 0.8, 0.79),
+        (Budget(drop_relative=0.01), 0.8, 0.792),
+        (Budget(drop_relative=0.01), -3.5, -3.535),  # a loss as a metric: more is better, so it is negative
+        (Budget(drop_points=0.01, drop_relative=0.01), 0.8, 0.792),  # the stricter one
+        (Budget(drop_points=0.01, drop_relative=0.01), 3.0, 2.99),
+    ],
+)
+def test_the_least_metric_follows_from_that_of_float(budget: Budget, reference: float, least: float | None) -> None:
+    assert budget.least_metric(reference) == (None if least is None else pytest.approx(least))
