@@ -15,6 +15,7 @@ from qcompiler.ir.rewriter import Rewriter
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, Reassociates
 from qcompiler.pipeline.state import CompileState
+from qcompiler.quant.smoothing import Float
 from qcompiler.targets.groups import Group, find_groups
 
 MARK = ":smooth"
@@ -58,7 +59,7 @@ def const_rows(group: Group) -> int:
     return 0 if weight is None else int(weight.shape[0])
 
 
-def _smooth(rewriter: Rewriter, family: Sequence[Group], scale: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
+def _smooth(rewriter: Rewriter, family: Sequence[Group], scale: Float) -> None:
     value = family[0].data[0]
     roots = [g.root for g in family]
     if _fold_into_norm(rewriter, value, roots, scale):
@@ -67,11 +68,12 @@ def _smooth(rewriter: Rewriter, family: Sequence[Group], scale: np.ndarray[tuple
         inverse = rewriter.constant((1.0 / scale).astype(np.float32), f"{value.name}{MARK}_scale")
         node = rewriter.node("Mul", [value, inverse], before=roots[0], origin=roots, outputs=[f"{value.name}{MARK}"])
         smoothed = node.outputs[0]
-        smoothed.dtype, smoothed.shape = value.dtype, value.shape
+        smoothed.type, smoothed.shape = value.type, value.shape
     for group in family:
         old = group.root.inputs[1]
         weight = const_array(old)
-        assert old is not None and weight is not None
+        assert old is not None
+        assert weight is not None
         wide = (weight.astype(np.float64) * scale[:, None]).astype(np.float32)
         rewriter.set_input(group.root, 1, rewriter.constant(wide, f"{old.name}{MARK}"))
         _release(old)
@@ -82,11 +84,13 @@ def _fold_into_norm(
     rewriter: Rewriter,
     value: ir.Value,
     roots: Sequence[ir.Node],
-    scale: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    scale: Float,
 ) -> bool:
     """Divide a LayerNormalization's weights by the scale if only the given products read it."""
     norm = value.producer()
-    if norm is None or not is_op(norm, "LayerNormalization") or attr_int(norm, "axis", -1) not in (-1, len(value.shape or ()) - 1):
+    if norm is None or not is_op(norm, "LayerNormalization"):
+        return False
+    if attr_int(norm, "axis", -1) not in (-1, len(value.shape or ()) - 1):
         return False
     if value.is_graph_output() or set(consumers(value)) != set(roots):
         return False

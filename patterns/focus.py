@@ -28,7 +28,8 @@ def _view(value: ir.Value) -> _Part | str:
     starts, steps = {2: 0, 3: 0}, {2: 1, 3: 1}
     while is_op(value.producer(), "Slice"):
         node = value.producer()
-        assert node is not None and node.inputs[0] is not None
+        assert node is not None
+        assert node.inputs[0] is not None
         arrays = [const_array(v) if v is not None else None for v in node.inputs[1:]]
         if len(arrays) < 4 or any(a is None for a in arrays):
             return "slice-form: starts, ends, axes and steps are not all constants"
@@ -110,7 +111,9 @@ def _fold(b: Builder, m: Match) -> ir.Value:
 
 FOCUS: Rule = rule(
     "focus-conv",
-    match=op("Conv", op("Concat", rest("part", op("Slice", rest("slice"))), name="concat"), const("w"), maybe(const("b"))),
+    match=op(
+        "Conv", op("Concat", rest("part", op("Slice", rest("slice"))), name="concat"), const("w"), maybe(const("b"))
+    ),
     where=[Clause("is_focus", _is_focus)],
     build=_fold,
     doc="Fold strided slices and their Concat into the convolution behind them (the Focus stem of YOLO models).",

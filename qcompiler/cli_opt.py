@@ -214,7 +214,7 @@ def _observed(state: CompileState, pipeline: Pipeline, feeds: FeedSource) -> Sta
     """Calibrate the graph that the planning pass will meet, if the pipeline has one."""
     from qcompiler.backends.onnxruntime import OrtEngine
     from qcompiler.calibration.observe import observe
-    from qcompiler.compiler import wanted_values
+    from qcompiler.decider import wanted_values
     from qcompiler.ir.phase import Phase
     from qcompiler.pipeline.pipeline import Pipeline
     from qcompiler.targets.groups import find_groups

@@ -19,11 +19,11 @@ from qcompiler.backends.readback import Proof
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.readers import FeedSource, as_feed_source, random_feeds
 from qcompiler.calibration.statistics import Statistics
+from qcompiler.decider import Decider, Setting, wanted_values
 from qcompiler.decisions import Decisions
 from qcompiler.engine import Array, EngineOptions, Feeds, TensorInfo
-from qcompiler.errors import BudgetError, CalibrationError, PassError, TargetError
+from qcompiler.errors import BudgetError, PassError, TargetError
 from qcompiler.ir.analysis import macs
-from qcompiler.ir.graph import is_float
 from qcompiler.ir.importer import import_model
 from qcompiler.ir.opset import set_opset
 from qcompiler.ir.schemas import LEAST_LOWERED
@@ -37,21 +37,12 @@ from qcompiler.pipeline.state import CompileState, Remark
 from qcompiler.quant.plan import Form
 from qcompiler.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qcompiler.report.report import GroupReport, Report
-from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound
 from qcompiler.search.budget import Budget, parse_budget
-from qcompiler.search.candidates import candidate_sets
-from qcompiler.search.quality import Judge, Metric, Quality, class_like_outputs
-from qcompiler.search.speed import SpeedSearch
-from qcompiler.search.timing import EngineStopwatch, Stopwatch
-from qcompiler.targets.groups import Group
-from qcompiler.smoother import apply_smoothing, measure_channels, try_smoothing
+from qcompiler.search.quality import Judge, Metric, class_like_outputs
+from qcompiler.search.timing import Stopwatch
 from qcompiler.targets.host import Processor, detect, host_target_name
-from qcompiler.targets.placement import Policy, propose
 from qcompiler.targets.target import Target, load_target
 from qcompiler.workshop import Build, Workshop
-
-ESTIMATOR_CHOICES = ("min-max", "percentile:99.999", "percentile:99.99", "auto")
-"""Range estimators that the recipe's ``auto`` compares on set-aside feeds."""
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]]
@@ -166,7 +157,6 @@ class _Compilation:
     engine: OrtEngine = field(default_factory=OrtEngine)
     warnings: list[str] = field(default_factory=list)
     passes: list[tuple[str, int]] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> CompiledModel:
         self._settle()
@@ -182,21 +172,26 @@ class _Compilation:
         self._say("canonicalize")
         state = CompileState(given.clone(), self.target)
         Pipeline((ImportQdq(), Canonicalize())).run(state, self.instruments)
-        self.workshop = Workshop(state, self.engine, self.engine_options, self.options.emit, self.recipe.estimator)
-        if self.refused_before:
-            self.workshop.refused.update(self.refused_before)
+        self.workshop = Workshop(
+            state, self.engine, self.engine_options, self.options.emit, self.recipe.estimator, given=given
+        )
         self._calibrate(state)
         pinned, estimators = self.recipe.pinned({g.name: g.legal for g in self.workshop.groups})
         state.estimators = estimators
-        self.pinned = pinned
-        forms, engine_forms = self._decide(pinned)
+        self.judge = self._judge()
+        self.decider = Decider(self._setting(pinned), self.workshop, self.statistics, self.warnings)
+        if self.decisions is not None:
+            self._check_decisions(self.decisions)
+            forms, engine_forms = self.decider.replay(self.decisions)
+        else:
+            forms, engine_forms = self.decider.decide()
+        self.workshop = self.decider.workshop
         return self._finish(forms, engine_forms)
 
     # ---- settings ---------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         options = self.options
-        self.refused_before: dict[str, str] = {}
         self.processor: Processor = detect()
         name, note = (options.target, "") if options.target != "host" else host_target_name(self.processor)
         self.target: Target = load_target(name)
@@ -284,56 +279,24 @@ class _Compilation:
 
     # ---- decisions --------------------------------------------------------------------------------------------
 
-    def _decide(self, pinned: Mapping[str, Form]) -> tuple[dict[str, Form], dict[str, str]]:
-        groups = self.workshop.groups
-        self.quality: Quality | None = None
-        self.accuracy: AccuracyResult | None = None
-        self.why: dict[str, str] = {}
-        self.tried: dict[str, dict[str, float]] = {}
-        self.search: SpeedSearch | None = None
-        self.predict: Callable[[Mapping[str, Form]], float] = lambda forms: 0.0
-        self.speedup: tuple[float, float] | None = None
-        self.judge = self._judge()
-        self.smoothing: dict[str, float] = {}
-        if self.decisions is not None:
-            self._check_decisions(self.decisions)
-            self._replay_smoothing(self.decisions.smoothing)
-            self.workshop.estimator = self.decisions.estimator
-            self.figures = {k: v for k, v in self.decisions.figures.items() if k != "variants"}
-            self.tried = dict(self.decisions.figures.get("variants", {}))
-            forms = {g.name: self.decisions.forms.get(g.name, "float") for g in groups}
-            self.why = dict(self.decisions.why)
-            return forms, dict(self.decisions.engine_forms)
-        data = self.statistics is not None
-        recipe = self.recipe
-        convolution: Form = recipe.convolution if data else "float"
-        static = Policy(convolution, "static-float" if data else "dynamic", "float", recipe.arithmetic)
-        default = Policy(
-            convolution, recipe.matmul if data else "dynamic", recipe.recurrent, recipe.arithmetic and data
+    def _setting(self, pinned: Mapping[str, Form]) -> Setting:
+        options = self.options
+        return Setting(
+            given=self.given,
+            inputs=self.runner.inputs,
+            engine=self.engine,
+            engine_options=self.engine_options,
+            recipe=self.recipe,
+            budget=self.budget,
+            min_sqnr=options.min_sqnr,
+            pinned=pinned,
+            guard=options.guard and self.here,
+            ranges=self.ranges,
+            held_out=self.held_out,
+            judge=self.judge,
+            stopwatch=options.stopwatch,
+            say=self._say,
         )
-        forms = propose(groups, default, pinned)
-        if not (self.options.guard and self.here):
-            return forms, {}
-        feed = self._sample_feed()
-        engine_forms: dict[str, str] = {}
-        if recipe.choose and feed is not None and not self.workshop.base.imported:
-            self._try_smoothing(feed)
-        if self.workshop.base.imported:
-            # The model was quantized already: what it runs on integers stays there, with its own numbers.
-            forms = propose(groups, static, pinned)
-            self.workshop.learn_emission(forms)
-        elif recipe.choose and feed is not None:
-            forms, engine_forms = self._search(static, pinned, feed)
-        else:
-            self.workshop.learn_emission(forms)
-        if self.judge is not None:
-            guarded = self._guard_accuracy(forms, engine_forms)
-            if guarded != forms and self.search is not None:
-                guarded = self.search.return_losers(guarded, engine_forms)
-            forms = guarded
-        if feed is not None:
-            forms, engine_forms = self._guard_speed(forms, engine_forms, feed)
-        return forms, engine_forms
 
     def _check_decisions(self, decisions: Decisions) -> None:
         """Refuse a record whose groups the model does not have; tell if it was made for other weights."""
@@ -351,40 +314,6 @@ class _Compilation:
                 "its forms are repeated, its figures may not hold"
             )
 
-    def _try_smoothing(self, feed: Feeds) -> None:
-        """Go on with the smoothed graph if smoothing was measured to pay."""
-        if self.judge is None or self.statistics is None or self.ranges is None:
-            return
-        if not any("dynamic" in g.legal and g.root.op_type != "LSTM" for g in self.workshop.groups):
-            return
-        self._say("try smoothing")
-        found = try_smoothing(self.workshop, self.statistics, self.ranges, self.judge, self._stopwatch(feed))
-        if found is not None:
-            self.workshop, self.statistics, self.smoothing = found.workshop, found.statistics, found.alphas
-            self.figures["smoothing"] = found.figures
-
-    def _replay_smoothing(self, alphas: Mapping[str, float]) -> None:
-        """Smooth as an earlier build did."""
-        if not alphas:
-            return
-        if self.statistics is None or self.ranges is None:
-            raise CalibrationError("the decisions record smooths activations; give the calibration data of that build")
-        channels = measure_channels(self.workshop, self.ranges)
-        self.workshop, self.statistics = apply_smoothing(
-            self.workshop, self.statistics, channels, alphas, self.ranges
-        )
-        self.smoothing = dict(alphas)
-
-    def _sample_feed(self) -> Feeds | None:
-        """Return a representative feed for timing, or None if there is no way to make one."""
-        if self.held_out:
-            return self.held_out[0]
-        try:
-            return next(iter(random_feeds(self.runner.inputs, 1)))
-        except CalibrationError as error:
-            self.warnings.append(f"nothing was timed: {error}")
-            return None
-
     def _judge(self) -> Judge | None:
         if not self.held_out:
             return None
@@ -394,148 +323,6 @@ class _Compilation:
             self.engine_options, self.options.metric, evaluation,
         )  # fmt: skip
 
-    def _stopwatch(self, feed: Feeds) -> Stopwatch:
-        return self.options.stopwatch or EngineStopwatch(self.engine, feed, self.engine_options)
-
-    def _search(
-        self, policy: Policy, pinned: Mapping[str, Form], feed: Feeds
-    ) -> tuple[dict[str, Form], dict[str, str]]:
-        self._say("measure float, static and dynamic forms")
-        groups = self.workshop.groups
-        search = self._speed_search(feed)
-        static = propose(groups, policy, pinned)
-        if self.statistics is None:
-            static = dict.fromkeys(static, "float")
-        dynamic: dict[str, Form] = {
-            g.name: "dynamic" if "dynamic" in g.legal and pinned.get(g.name, "dynamic") == "dynamic" else "float"
-            for g in groups
-        }
-        static = self._learn(static)
-        dynamic = self._learn(dynamic)
-        engine_forms = search.avoid_traps({}, self.target.traps, {})
-        forms = search.choose(static, dynamic, engine_forms)
-        self.figures |= search.figures
-        self._choose_estimator(static, engine_forms)
-        self._note_variant("static", static, engine_forms)
-        self._note_variant("dynamic", dynamic, engine_forms)
-        engine_forms = search.avoid_traps(forms, self.target.traps, {})
-        forms = search.return_losers(forms, engine_forms)
-        self.predict, self.search = search.predict, search
-        self.why |= search.why
-        self.figures |= search.figures
-        return forms, engine_forms
-
-    def _learn(self, forms: dict[str, Form]) -> dict[str, Form]:
-        if all(f == "float" for f in forms.values()):
-            return forms
-        self.workshop.learn_emission(forms)
-        made = self.workshop.build(forms)
-        return {name: made.forms.get(name, "float") for name in forms}
-
-    def _choose_estimator(self, static: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
-        """Keep the range estimator under which the static variant comes closest to float on set-aside feeds."""
-        if self.judge is None or self.recipe.estimator != "auto" or all(f == "float" for f in static.values()):
-            return
-        self._say("choose the range estimator")
-        measured: dict[str, float] = {}
-        for name in ESTIMATOR_CHOICES:
-            self.workshop.estimator = name
-            measured[name] = round(self.judge(self.workshop.build(static, engine_forms).model).worst, 2)
-        self.workshop.estimator = max(measured, key=lambda name: measured[name])
-        self.figures["estimators_db"] = measured
-
-    def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
-        if all(f == "float" for f in forms.values()):
-            return
-        figures = {"profile_us": float(self.figures.get("profile_us", {}).get(name, 0.0))}
-        if self.judge is not None:
-            figures["sqnr_db"] = round(self.judge(self.workshop.build(forms, engine_forms).model).worst, 2)
-        self.tried[name] = figures
-
-    def _speed_search(self, feed: Feeds) -> SpeedSearch:
-        elements = self._elements(feed)
-        search = SpeedSearch(
-            self.workshop.base.model, self.workshop.groups, self.workshop.build, self._stopwatch(feed), elements,
-            self.pinned,
-        )  # fmt: skip
-        return search
-
-    def _elements(self, feed: Feeds) -> dict[str, int]:
-        """Return elements per value in one feed, as calibration counted them."""
-        found = {name: int(array.size) for name, array in feed.items()}
-        if self.statistics is not None:
-            for name in wanted_values(self.workshop.base.model, self.workshop.groups):
-                if self.statistics.observed(name):
-                    found[name] = self.statistics.elements_per_feed(name)
-        return found
-
-    def _bound(self) -> Bound:
-        judge = self.judge
-        assert judge is not None
-        recipe, floor = self.recipe, self.options.min_sqnr
-        demanded = {}
-        for name in judge.outputs:
-            usual = recipe.min_sqnr_classes if name in judge.class_like else recipe.min_sqnr
-            usual = recipe.min_sqnr_state if name in judge.carried else usual
-            demanded[name] = max(usual if floor is None else floor, self.budget.sqnr_db or 0.0)
-        least = None
-        if judge.reference_metric is not None:
-            least = self.budget.least_metric(judge.reference_metric)
-        return Bound(demanded, recipe.min_agreement, least)
-
-    def _guard_accuracy(self, forms: dict[str, Form], engine_forms: Mapping[str, str]) -> dict[str, Form]:
-        self._say("accuracy guard")
-        judge = self.judge
-        assert judge is not None
-
-        def evaluate(trial: Mapping[str, Form]) -> Quality:
-            return judge(self.workshop.build(trial, engine_forms).model)
-
-        sets = candidate_sets(self.workshop.groups, forms, self.statistics)
-        frozen = frozenset(n for n, f in self.pinned.items() if f != "float")
-        guard = AccuracyGuard(
-            sets, evaluate, self._bound(), self.predict, frozen=frozen, progress=self.options.progress
-        )
-        result = guard.run(forms)
-        for step in result.steps:
-            for name in step.groups:
-                self.why[name] = (
-                    f"float: the accuracy guard measured {step.before_db:.1f} -> {step.after_db:.1f} dB by its return"
-                )
-        if not result.met:
-            wanted = ", ".join(f"{name} {db:g} dB" for name, db in self._bound().sqnr_db.items())
-            got = ", ".join(f"{name} {db:.1f} dB" for name, db in result.quality.sqnr_db.items())
-            self.warnings.append(f"the accuracy bound ({wanted}) is not met: {got}")
-        self.accuracy = result
-        return result.forms
-
-    def _guard_speed(
-        self, forms: dict[str, Form], engine_forms: dict[str, str], feed: Feeds
-    ) -> tuple[dict[str, Form], dict[str, str]]:
-        """Keep the compiled form only if it is measured faster than the model as given."""
-        self._say("speed guard")
-        search = self._speed_search(feed)
-        ratio = search.ratio(self.given, self.workshop.build(forms, engine_forms).model)
-        self.tried["chosen"] = {"speedup": round(ratio[0], 3)}
-        if ratio[0] < 1.0 and any(f != "float" for f in forms.values()):
-            search.float_costs = search.costs({}, engine_forms)
-            forms = search.return_losers(forms, engine_forms)
-            self.why |= search.why
-            self.figures |= search.figures
-            ratio = search.ratio(self.given, self.workshop.build(forms, engine_forms).model)
-            self.tried["without losing regions"] = {"speedup": round(ratio[0], 3)}
-        if ratio[0] < 1.0:
-            fallback = {g.name: self.pinned.get(g.name, "float") for g in self.workshop.groups}
-            forms = dict(fallback)
-            engine_forms = search.avoid_traps(forms, self.target.traps, {})
-            ratio = search.ratio(self.given, self.workshop.build(forms, engine_forms).model)
-            self.tried["float"] = {"speedup": round(ratio[0], 3)}
-            for group in self.workshop.groups:
-                if forms[group.name] == "float" and group.legal:
-                    self.why[group.name] = "float: no integer form of the model was measured faster than float"
-        self.speedup = ratio
-        return forms, engine_forms
-
     # ---- result -----------------------------------------------------------------------------------------------
 
     def _finish(self, forms: dict[str, Form], engine_forms: dict[str, str]) -> CompiledModel:
@@ -544,15 +331,14 @@ class _Compilation:
         if self.options.opset is not None:
             set_opset(build.model, self.options.opset)
         proof = self.workshop.prove(build)
-        if self.judge is not None:
-            self.quality = self.judge(build.model)
+        self.quality = self.judge(build.model) if self.judge is not None else None
         decisions = Decisions(
             forms={n: f for n, f in sorted(build.forms.items()) if f != "float"},
             engine_forms={**self.workshop.engine_forms, **engine_forms},
             estimator=self.workshop.estimator,
-            smoothing=dict(sorted(self.smoothing.items())),
-            why=dict(sorted(self.why.items())),
-            figures={**self.figures, "variants": self.tried},
+            smoothing=dict(sorted(self.decider.smoothing.items())),
+            why=dict(sorted(self.decider.why.items())),
+            figures={**self.decider.figures, "variants": self.decider.tried},
             context=self._context(),
         )
         report = self._report(build, proof)
@@ -574,12 +360,12 @@ class _Compilation:
             quality=self.quality,
             bytes_before=self.bytes_before,
             bytes_after=len(to_bytes(build.model, strip=True)),
-            speedup=None if self.speedup is None else round(self.speedup[0], 4),
-            speedup_median=None if self.speedup is None else round(self.speedup[1], 4),
+            speedup=None if self.decider.speedup is None else round(self.decider.speedup[0], 4),
+            speedup_median=None if self.decider.speedup is None else round(self.decider.speedup[1], 4),
             integer_share=self._integer_share(proof),
             passes=tuple(self.passes),
             groups=tuple(self._group_reports(build)),
-            forms_tried=self.tried,
+            forms_tried=self.decider.tried,
             warnings=tuple(self.warnings),
             context=self._context(),
             returned=tuple(
@@ -590,7 +376,7 @@ class _Compilation:
                     "percent": s.percent,
                     "demanded": s.demanded,
                 }
-                for s in (self.accuracy.steps if self.accuracy is not None else ())
+                for s in (self.decider.accuracy.steps if self.decider.accuracy is not None else ())
             ),
         )
 
@@ -598,7 +384,7 @@ class _Compilation:
         said = {r.node: r for r in build.state.remarks if r.pass_name == "plan-quantization"}
         for group in self.workshop.groups:
             form = build.forms.get(group.name, "float")
-            why = self.why.get(group.name, "")
+            why = self.decider.why.get(group.name, "")
             if form == "float" and not why:
                 if group.name in self.workshop.refused:
                     why = f"float: {self.workshop.refused[group.name]}"
@@ -634,17 +420,6 @@ class _Log:
 
     def on_failure(self, state: CompileState, step: Step, error: Exception) -> None:
         """Do nothing."""
-
-
-def wanted_values(model: ir.Model, groups: Sequence[Group]) -> Iterator[str]:
-    """Yield the float values whose ranges any form may need, and the scores of every Softmax."""
-    for group in groups:
-        for value in (*group.data, *group.results, group.float_result):
-            if is_float(value):
-                yield str(value.name)
-    for node in model.graph.all_nodes():
-        if node.op_type == "Softmax" and node.inputs[0] is not None:
-            yield str(node.inputs[0].name)
 
 
 def runs_here(target: Target, processor: Processor) -> bool:

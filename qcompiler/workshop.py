@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import onnx_ir as ir
@@ -21,6 +21,9 @@ from qcompiler.pipeline.pipeline import Instrument, Pipeline
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import Form
 from qcompiler.targets.groups import Group, find_groups
+
+AS_GIVEN = "as-given"
+"""Engine form of a build in which nothing was measured to be worth changing."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Workshop:
         estimator: range estimator of activations.
         engine_forms: rewrites in force for every build (forced emissions, avoided traps).
         refused: groups that the engine does not fuse in any way, with the reason.
+        given: the model as imported; the engine form ``as-given`` emits it unchanged.
     """
 
     base: CompileState
@@ -64,6 +68,7 @@ class Workshop:
     estimator: str = "min-max"
     engine_forms: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    given: ir.Model | None = None
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -93,6 +98,9 @@ class Workshop:
             engine_forms: rewrites besides those in force.
             instruments: watch the passes.
         """
+        if (engine_forms or {}).get(AS_GIVEN) == "keep" and self.given is not None:
+            kept = replace(self.base, model=self.given.clone(), phase=Phase.LOWERED, remarks=list(self.base.remarks))
+            return Build(kept, (), {g.name: "float" for g in self.groups})
         state = self.base.clone()
         state.forms = {g.name: forms.get(g.name, "float") for g in self.groups}
         for name in self.refused:

@@ -67,9 +67,10 @@ def observe_channels(
             if reduction == "ReduceMean":
                 place = rewriter.node("Mul", [value, value], after=producer)
                 source = place.outputs[0]
-                source.dtype, source.shape = value.dtype, value.shape
+                source.type, source.shape = value.type, value.shape
             node = rewriter.node(reduction, [source, axes], after=place, attributes={"keepdims": 0})
-            node.outputs[0].dtype, node.outputs[0].shape = value.dtype, ir.Shape([value.shape[-1]])  # type: ignore[index]
+            assert value.shape is not None
+            node.outputs[0].type, node.outputs[0].shape = value.type, ir.Shape([value.shape[-1]])
             clone.graph.outputs.append(node.outputs[0])
             outputs.append(str(node.outputs[0].name))
         taps[name] = tuple(outputs)

@@ -380,12 +380,13 @@ def random_feeds(inputs: Sequence[TensorInfo], count: int, seed: int = 0) -> lis
         for info in inputs:
             if info.shape is None or info.dtype.kind == "O":
                 raise CalibrationError(f"cannot make random data for input {info.name!r}: give --calibration SRC")
-            shape = [d if isinstance(d, int) and d > 0 else 1 for d in info.shape]
+            shape = [d if isinstance(d, int) and d >= 0 else 1 for d in info.shape]
             if info.dtype.kind in "fV":
-                feed[info.name] = generator.standard_normal(shape).astype(info.dtype)
+                drawn = generator.standard_normal(shape)
             elif info.dtype.kind == "b":
-                feed[info.name] = generator.random(shape) < 0.5
+                drawn = generator.random(shape) < 0.5
             else:
-                feed[info.name] = generator.integers(0, 2, shape).astype(info.dtype)
+                drawn = generator.integers(0, 2, shape)
+            feed[info.name] = np.asarray(drawn).astype(info.dtype)
         feeds.append(feed)
     return feeds

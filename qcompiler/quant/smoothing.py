@@ -64,7 +64,8 @@ def best_alpha(
     reach = np.maximum(np.abs(low), np.abs(high))
     plain = expected_error(low, high, mean_square, weights, np.ones_like(reach))
     errors = {
-        alpha: expected_error(low, high, mean_square, weights, smoothing_scale(reach, weights, alpha)) for alpha in ALPHAS
+        alpha: expected_error(low, high, mean_square, weights, smoothing_scale(reach, weights, alpha))
+        for alpha in ALPHAS
     }
     alpha = min(errors, key=lambda a: errors[a])
     return alpha, plain / errors[alpha] if errors[alpha] > 0 else 1.0

@@ -18,6 +18,11 @@ from qcompiler.ir.graph import all_nodes
 from qcompiler.targets.groups import Group
 
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|:node|:out\d*|_out\d*)$")
+_COMPUTING: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("Conv", "FusedConv"), frozenset({"Conv"})),
+    **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm"), frozenset({"MatMul", "Gemm"})),
+}
+"""Float operators that engines fuse with what follows, and what they were before."""
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
@@ -47,26 +52,45 @@ class Owners:
 
     groups: Mapping[str, str]
     lone: Mapping[str, str]
-    producers: Mapping[str, str]
+    nodes: Mapping[str, ir.Node]
 
     @staticmethod
     def of(model: ir.Model, groups: Sequence[Group]) -> Owners:
         """Index a canonical FLOAT graph."""
         inside: dict[str, str] = {}
         lone: dict[str, str] = {}
-        producers: dict[str, str] = {}
+        nodes = {group.name: group.root for group in groups}
         for group in groups:
             for node in group.nodes:
                 inside[str(node.name)] = group.name
                 for value in node.outputs:
                     inside[str(value.name)] = group.name
-                    producers[str(value.name)] = group.name
         for node in all_nodes(model):
             if str(node.name) not in inside:
                 lone[str(node.name)] = str(node.name)
+                nodes[str(node.name)] = node
                 for value in node.outputs:
                     lone[str(value.name)] = str(node.name)
-        return Owners(inside, lone, producers)
+        return Owners(inside, lone, nodes)
+
+    def computing(self, found: tuple[str, str], op_type: str) -> tuple[str, str]:
+        """Return who computes a fused operator that may carry the name of what was fused behind it.
+
+        Args:
+            found: what the operator's name says.
+            op_type: the engine's operator.
+        """
+        kinds = _COMPUTING.get(op_type)
+        start = self.nodes.get(found[1])
+        if kinds is None or start is None or start.op_type in kinds:
+            return found
+        edge = [start]
+        for _ in range(3):  # an engine fuses an addition and an activation at most
+            edge = [p for n in edge for v in n.inputs if v is not None and (p := v.producer()) is not None]
+            for node in edge:
+                if node.op_type in kinds and (owner := self.find(str(node.name))) is not None:
+                    return owner
+        return found
 
     def find(self, name: str) -> tuple[str, str] | None:
         """Return ("group" | "other" | "conversion", key) for an engine's name, or None."""
@@ -100,7 +124,8 @@ def attribute(profile: Profile, executed: ir.Model, owners: Owners) -> Costs:
     nodes = {str(n.name): n for n in all_nodes(executed)}
     costs = Costs()
     for cost in profile.nodes:
-        kind, key = owners.find(cost.name) or _by_dataflow(nodes.get(cost.name), owners) or ("other", cost.name)
+        found = owners.find(cost.name) or _by_dataflow(nodes.get(cost.name), owners) or ("other", cost.name)
+        kind, key = owners.computing(found, cost.op_type)
         book = {"group": costs.groups, "other": costs.others, "conversion": costs.conversions}[kind]
         book[key] += cost.microseconds
     return costs

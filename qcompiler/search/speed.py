@@ -183,7 +183,12 @@ class SpeedSearch:
 
     def ratio(self, reference: ModelLike, model: ModelLike) -> tuple[float, float]:
         """Return reference / model latency by minimum and by median, timed interleaved."""
-        times = self.stopwatch.compare({"reference": reference, "model": model})
+        pair = {"reference": reference, "model": model}
+        times = self.stopwatch.compare(pair)
+        if 0.93 < times["reference"].minimum / times["model"].minimum < 1.07:
+            # Too close to call on a shared machine: the minimum over two comparisons decides.
+            again = self.stopwatch.compare(pair)
+            times = {name: min(times[name], again[name], key=lambda t: t.minimum) for name in pair}
         a, b = times["reference"], times["model"]
         return a.minimum / b.minimum, a.median / b.median
 

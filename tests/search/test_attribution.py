@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompiler.engine import NodeCost, Profile
 from qcompiler.search.attribution import Costs, Owners, attribute
 from tests.passes.quantize.lab import import_exactly, model_of
 from tests.search.nets import SAME, net, profile_of
@@ -93,6 +94,41 @@ def test_a_layout_change_behind_the_last_node_is_paid_by_its_source() -> None:
     )
     made = attribute(profile_of({"ReorderOutput": 4}), engine, owners())
     assert dict(made.groups) == {"c0": 4}
+
+
+@pytest.mark.parametrize(
+    ("op_type", "expected"),
+    [
+        ("Conv", {"c0": 9}),  # an engine names a fused convolution after the activation behind it
+        ("FusedConv", {"c0": 9}),
+        ("QLinearConv", {"s0": 9}),
+        ("Sigmoid", {"s0": 9}),
+        ("MatMul", {"s0": 9}),  # there is no such product in front
+    ],
+)
+@pytest.mark.parametrize("name", ["s0", "b", "b_nchwc"])
+def test_a_fused_operator_belongs_to_what_computes(name: str, op_type: str, expected: dict[str, float]) -> None:
+    model, groups = net(f"[c0] a = Conv{SAME}(x, w) [s0] b = Sigmoid(a) [e0] y = Exp(b)")
+    found = Owners.of(model, list(groups.values()))
+    made = attribute(Profile((NodeCost(name, op_type, 9.0),)), executed("[q] y = Neg(x)"), found)
+    assert dict(made.groups) == expected
+
+
+def test_a_convolution_fused_with_an_addition_and_an_activation_outside_all_groups() -> None:
+    body = f"[c0] a = Conv{SAME}(x, w) [c1] b = Conv{SAME}(a, v) [s0] c = Add(a, b) [t0] y = Tanh(c)"
+    model, groups = net(body)
+    found = Owners.of(model, list(groups.values()))
+    for name in ("t0", "y_nchwc"):
+        made = attribute(Profile((NodeCost(name, "FusedConv", 9.0),)), executed("[q] y = Neg(x)"), found)
+        assert sum(made.groups.values()) == 9
+        assert set(made.groups) <= {"c0", "c1"}
+
+
+def test_a_product_fused_with_what_follows() -> None:
+    model, groups = net("[m0] a = MatMul(x, m) [n0] b = Neg(a) [e0] y = Exp(b)", inputs="float[8,64] x")
+    found = Owners.of(model, list(groups.values()))
+    made = attribute(Profile((NodeCost("n0", "FusedMatMul", 9.0),)), executed("[q] y = Neg(x)"), found)
+    assert dict(made.groups) == {"m0": 9}
 
 
 def test_a_name_that_nothing_explains_is_kept_under_its_own() -> None:

@@ -13,7 +13,7 @@ from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Planned, Proof, planned_fusions, prove
 from qcompiler.backends.reference import Gap, ReferenceEngine, integer_gaps
 from qcompiler.calibration.observe import observe
-from qcompiler.compiler import wanted_values
+from qcompiler.decider import wanted_values
 from qcompiler.engine import Array, EngineOptions, Feeds
 from qcompiler.ir.graph import all_nodes
 from qcompiler.ir.importer import check_supported, finish, prepare

@@ -1,0 +1,335 @@
+"""Decide forms by measurement: smoothing, the search for speed, the accuracy guard, the speed guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompiler.calibration.readers import FeedSource, random_feeds
+from qcompiler.calibration.statistics import Statistics
+from qcompiler.decisions import Decisions
+from qcompiler.engine import Engine, EngineOptions, Feeds, TensorInfo
+from qcompiler.errors import CalibrationError
+from qcompiler.ir.graph import is_float
+from qcompiler.quant.plan import Form
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound
+from qcompiler.search.budget import Budget
+from qcompiler.search.candidates import candidate_sets
+from qcompiler.search.quality import Judge, Quality
+from qcompiler.search.speed import SpeedSearch
+from qcompiler.search.timing import EngineStopwatch, Stopwatch
+from qcompiler.smoother import apply_smoothing, measure_channels, try_smoothing
+from qcompiler.targets.groups import Group
+from qcompiler.targets.placement import Policy, propose
+from qcompiler.workshop import AS_GIVEN, Workshop
+
+ESTIMATOR_CHOICES = ("min-max", "percentile:99.999", "percentile:99.99", "auto")
+"""Range estimators that the recipe's ``auto`` compares on set-aside feeds."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decisions depend on and do not change.
+
+    Attributes:
+        given: the model as imported: the reference in every comparison.
+        inputs: what a feed gives.
+        engine: runs and profiles.
+        engine_options: threads.
+        recipe: default forms and bounds.
+        budget: bounds that the user set.
+        min_sqnr: least SQNR per output that the user set, in dB.
+        pinned: forms that the user pinned, by group.
+        guard: whether to measure at all.
+        ranges: feeds for range-finding, if there is calibration data.
+        held_out: feeds set aside for checking and timing.
+        judge: compares candidates with the reference; None without data.
+        stopwatch: measures instead of the engine, in tests.
+        say: takes one line per step.
+    """
+
+    given: ir.Model
+    inputs: tuple[TensorInfo, ...]
+    engine: Engine
+    engine_options: EngineOptions
+    recipe: Recipe
+    budget: Budget
+    min_sqnr: float | None
+    pinned: Mapping[str, Form]
+    guard: bool
+    ranges: FeedSource | None
+    held_out: Sequence[Feeds]
+    judge: Judge | None
+    stopwatch: Stopwatch | None
+    say: Say
+
+
+@dataclass
+class Decider:
+    """Choose forms; what it chose, and why, is in its attributes afterwards.
+
+    Attributes:
+        setting: what does not change.
+        workshop: builds; replaced if smoothing pays.
+        statistics: observed ranges.
+        warnings: what a user should know.
+        figures: measurements for the decisions record.
+        why: reason per group.
+        tried: measured whole-model variants.
+        smoothing: alpha per smoothed activation.
+        accuracy: outcome of the accuracy guard.
+        speedup: float / compiled latency by minimum and by median.
+    """
+
+    setting: Setting
+    workshop: Workshop
+    statistics: Statistics | None
+    warnings: list[str]
+    figures: dict[str, Any] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    tried: dict[str, dict[str, float]] = field(default_factory=dict)
+    smoothing: dict[str, float] = field(default_factory=dict)
+    accuracy: AccuracyResult | None = None
+    speedup: tuple[float, float] | None = None
+    search: SpeedSearch | None = None
+
+    def replay(self, decisions: Decisions) -> tuple[dict[str, Form], dict[str, str]]:
+        """Return the (forms, engine forms) of an earlier build; nothing is measured."""
+        self._replay_smoothing(decisions.smoothing)
+        self.workshop.estimator = decisions.estimator
+        self.figures = {k: v for k, v in decisions.figures.items() if k != "variants"}
+        self.tried = dict(decisions.figures.get("variants", {}))
+        self.why = dict(decisions.why)
+        forms = {g.name: decisions.forms.get(g.name, "float") for g in self.workshop.groups}
+        return forms, dict(decisions.engine_forms)
+
+    def decide(self) -> tuple[dict[str, Form], dict[str, str]]:
+        """Return (form per group, engine-specific rewrites)."""
+        setting, recipe, pinned = self.setting, self.setting.recipe, self.setting.pinned
+        data = self.statistics is not None
+        convolution: Form = recipe.convolution if data else "float"
+        static = Policy(convolution, "static-float" if data else "dynamic", "float", recipe.arithmetic)
+        default = Policy(
+            convolution, recipe.matmul if data else "dynamic", recipe.recurrent, recipe.arithmetic and data
+        )
+        if not setting.guard:
+            return propose(self.workshop.groups, default, pinned), {}
+        feed = self._sample_feed()
+        engine_forms: dict[str, str] = {}
+        imported = bool(self.workshop.base.imported)
+        if recipe.choose and feed is not None and not imported:
+            self._try_smoothing(feed)
+        if recipe.choose and feed is not None and not imported:
+            forms, engine_forms = self._search(static, pinned, feed)
+        else:
+            # A model that was quantized already keeps on integers what ran there, with its own numbers.
+            forms = propose(self.workshop.groups, static if imported else default, pinned)
+            self.workshop.learn_emission(forms)
+        if setting.judge is not None:
+            guarded = self._guard_accuracy(forms, engine_forms)
+            if guarded != forms and self.search is not None:
+                guarded = self.search.return_losers(guarded, engine_forms)
+            forms = guarded
+        if feed is not None:
+            forms, engine_forms = self._guard_speed(forms, engine_forms, feed)
+        return forms, engine_forms
+
+    def _try_smoothing(self, feed: Feeds) -> None:
+        """Go on with the smoothed graph if smoothing was measured to pay."""
+        if self.setting.judge is None or self.statistics is None or self.setting.ranges is None:
+            return
+        if not any("dynamic" in g.legal and g.root.op_type != "LSTM" for g in self.workshop.groups):
+            return
+        self.setting.say("try smoothing")
+        found = try_smoothing(
+            self.workshop, self.statistics, self.setting.ranges, self.setting.judge, self._stopwatch(feed)
+        )
+        if found is not None:
+            self.workshop, self.statistics, self.smoothing = found.workshop, found.statistics, found.alphas
+            self.figures["smoothing"] = found.figures
+
+    def _replay_smoothing(self, alphas: Mapping[str, float]) -> None:
+        """Smooth as an earlier build did."""
+        if not alphas:
+            return
+        if self.statistics is None or self.setting.ranges is None:
+            raise CalibrationError("the decisions record smooths activations; give the calibration data of that build")
+        channels = measure_channels(self.workshop, self.setting.ranges)
+        self.workshop, self.statistics = apply_smoothing(
+            self.workshop, self.statistics, channels, alphas, self.setting.ranges
+        )
+        self.smoothing = dict(alphas)
+
+    def _sample_feed(self) -> Feeds | None:
+        """Return a representative feed for timing, or None if there is no way to make one."""
+        if self.setting.held_out:
+            return self.setting.held_out[0]
+        try:
+            return next(iter(random_feeds(self.setting.inputs, 1)))
+        except CalibrationError as error:
+            self.warnings.append(f"nothing was timed: {error}")
+            return None
+
+    def _stopwatch(self, feed: Feeds) -> Stopwatch:
+        return self.setting.stopwatch or EngineStopwatch(self.setting.engine, feed, self.setting.engine_options)
+
+    def _search(
+        self, policy: Policy, pinned: Mapping[str, Form], feed: Feeds
+    ) -> tuple[dict[str, Form], dict[str, str]]:
+        self.setting.say("measure float, static and dynamic forms")
+        groups = self.workshop.groups
+        search = self._speed_search(feed)
+        static = propose(groups, policy, pinned)
+        if self.statistics is None:
+            static = dict.fromkeys(static, "float")
+        dynamic: dict[str, Form] = {
+            g.name: "dynamic" if "dynamic" in g.legal and pinned.get(g.name, "dynamic") == "dynamic" else "float"
+            for g in groups
+        }
+        static = self._learn(static)
+        dynamic = self._learn(dynamic)
+        engine_forms = search.avoid_traps({}, self.workshop.base.target.traps, {})
+        forms = search.choose(static, dynamic, engine_forms)
+        self.figures |= search.figures
+        self._choose_estimator(static, engine_forms)
+        self._note_variant("static", static, engine_forms)
+        self._note_variant("dynamic", dynamic, engine_forms)
+        engine_forms = search.avoid_traps(forms, self.workshop.base.target.traps, {})
+        forms = search.return_losers(forms, engine_forms)
+        self.search = search
+        self.why |= search.why
+        self.figures |= search.figures
+        return forms, engine_forms
+
+    def _learn(self, forms: dict[str, Form]) -> dict[str, Form]:
+        if all(f == "float" for f in forms.values()):
+            return forms
+        self.workshop.learn_emission(forms)
+        made = self.workshop.build(forms)
+        return {name: made.forms.get(name, "float") for name in forms}
+
+    def _choose_estimator(self, static: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
+        """Keep the range estimator under which the static variant comes closest to float on set-aside feeds."""
+        if (
+            self.setting.judge is None
+            or self.setting.recipe.estimator != "auto"
+            or all(f == "float" for f in static.values())
+        ):
+            return
+        self.setting.say("choose the range estimator")
+        measured: dict[str, float] = {}
+        for name in ESTIMATOR_CHOICES:
+            self.workshop.estimator = name
+            measured[name] = round(self.setting.judge(self.workshop.build(static, engine_forms).model).worst, 2)
+        self.workshop.estimator = max(measured, key=lambda name: measured[name])
+        self.figures["estimators_db"] = measured
+
+    def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
+        if all(f == "float" for f in forms.values()):
+            return
+        figures = {"profile_us": float(self.figures.get("profile_us", {}).get(name, 0.0))}
+        if self.setting.judge is not None:
+            figures["sqnr_db"] = round(self.setting.judge(self.workshop.build(forms, engine_forms).model).worst, 2)
+        self.tried[name] = figures
+
+    def _speed_search(self, feed: Feeds) -> SpeedSearch:
+        elements = self._elements(feed)
+        search = SpeedSearch(
+            self.workshop.base.model, self.workshop.groups, self.workshop.build, self._stopwatch(feed), elements,
+            self.setting.pinned,
+        )  # fmt: skip
+        return search
+
+    def _elements(self, feed: Feeds) -> dict[str, int]:
+        """Return elements per value in one feed, as calibration counted them."""
+        found = {name: int(array.size) for name, array in feed.items()}
+        if self.statistics is not None:
+            for name in wanted_values(self.workshop.base.model, self.workshop.groups):
+                if self.statistics.observed(name):
+                    found[name] = self.statistics.elements_per_feed(name)
+        return found
+
+    def _bound(self) -> Bound:
+        judge = self.setting.judge
+        assert judge is not None
+        recipe, floor = self.setting.recipe, self.setting.min_sqnr
+        demanded = {}
+        for name in judge.outputs:
+            usual = recipe.min_sqnr_classes if name in judge.class_like else recipe.min_sqnr
+            usual = recipe.min_sqnr_state if name in judge.carried else usual
+            demanded[name] = max(usual if floor is None else floor, self.setting.budget.sqnr_db or 0.0)
+        least = None
+        if judge.reference_metric is not None:
+            least = self.setting.budget.least_metric(judge.reference_metric)
+        return Bound(demanded, recipe.min_agreement, least)
+
+    def _guard_accuracy(self, forms: dict[str, Form], engine_forms: Mapping[str, str]) -> dict[str, Form]:
+        self.setting.say("accuracy guard")
+        judge = self.setting.judge
+        assert judge is not None
+
+        def evaluate(trial: Mapping[str, Form]) -> Quality:
+            return judge(self.workshop.build(trial, engine_forms).model)
+
+        predict = self.search.predict if self.search is not None else (lambda forms: 0.0)
+        sets = candidate_sets(self.workshop.groups, forms, self.statistics)
+        frozen = frozenset(n for n, f in self.setting.pinned.items() if f != "float")
+        guard = AccuracyGuard(sets, evaluate, self._bound(), predict, frozen=frozen, progress=self.setting.say)
+        result = guard.run(forms)
+        for step in result.steps:
+            for name in step.groups:
+                self.why[name] = (
+                    f"float: the accuracy guard measured {step.before_db:.1f} -> {step.after_db:.1f} dB by its return"
+                )
+        if not result.met:
+            wanted = ", ".join(f"{name} {db:g} dB" for name, db in self._bound().sqnr_db.items())
+            got = ", ".join(f"{name} {db:.1f} dB" for name, db in result.quality.sqnr_db.items())
+            self.warnings.append(f"the accuracy bound ({wanted}) is not met: {got}")
+        self.accuracy = result
+        return result.forms
+
+    def _guard_speed(
+        self, forms: dict[str, Form], engine_forms: dict[str, str], feed: Feeds
+    ) -> tuple[dict[str, Form], dict[str, str]]:
+        """Keep the compiled form only if it is measured faster than the model as given."""
+        self.setting.say("speed guard")
+        search = self._speed_search(feed)
+        ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
+        self.tried["chosen"] = {"speedup": round(ratio[0], 3)}
+        if ratio[0] < 1.0 and any(f != "float" for f in forms.values()):
+            search.float_costs = search.costs({}, engine_forms)
+            forms = search.return_losers(forms, engine_forms)
+            self.why |= search.why
+            self.figures |= search.figures
+            ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
+            self.tried["without losing regions"] = {"speedup": round(ratio[0], 3)}
+        if ratio[0] < 1.0:
+            forms = {g.name: self.setting.pinned.get(g.name, "float") for g in self.workshop.groups}
+            engine_forms = search.avoid_traps(forms, self.workshop.base.target.traps, {})
+            ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
+            self.tried["float"] = {"speedup": round(ratio[0], 3)}
+            for group in self.workshop.groups:
+                if forms[group.name] == "float" and group.legal:
+                    self.why[group.name] = "float: no integer form of the model was measured faster than float"
+            if ratio[0] < 1.0 and not any(f != "float" for f in self.setting.pinned.values()):
+                # Not even the cleaned float graph is measured faster: hand the model back as it came.
+                engine_forms, ratio = {AS_GIVEN: "keep"}, (1.0, 1.0)
+        self.speedup = ratio
+        return forms, engine_forms
+
+
+def wanted_values(model: ir.Model, groups: Sequence[Group]) -> Iterator[str]:
+    """Yield the float values whose ranges any form may need, and the scores of every Softmax."""
+    for group in groups:
+        for value in (*group.data, *group.results, group.float_result):
+            if is_float(value):
+                yield str(value.name)
+    for node in model.graph.all_nodes():
+        if node.op_type == "Softmax" and node.inputs[0] is not None:
+            yield str(node.inputs[0].name)
