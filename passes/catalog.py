@@ -69,7 +69,9 @@ PASSES: tuple[type[Pass], ...] = (
 )
 """The shipped pass classes, in the order in which a build meets them."""
 
-DEFAULT_PIPELINE = "import-qdq,canonicalize,plan-quantization,insert-qdq,fuse-qdq,lower-onnxruntime,avoid-engine-traps"
+DEFAULT_PIPELINE = (
+    "import-qdq,canonicalize,plan-quantization,insert-qdq,fold-scales,fuse-qdq,lower-onnxruntime,avoid-engine-traps"
+)
 """What `qcompiler.compile` runs, as a pipeline string."""
 
 

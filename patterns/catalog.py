@@ -13,6 +13,7 @@ from qcompiler.patterns.norms import NORMS
 from qcompiler.patterns.padding import PADDING
 from qcompiler.patterns.qdq import FUSE_RULES
 from qcompiler.patterns.reshapes import RESHAPES
+from qcompiler.patterns.scales import SCALES
 from qcompiler.patterns.shape_arithmetic import SHAPE_ARITHMETIC
 from qcompiler.patterns.transposes import TRANSPOSES
 from qcompiler.patterns.traps import QUICK_GELU, TRAP_RULES
@@ -37,6 +38,7 @@ def all_rules() -> tuple[Rule, ...]:
         *NORMS,
         *GELU,
         *SILU_RULES,
+        *SCALES,
         *FUSE_RULES,
         *(rule for rules in TRAP_RULES.values() for rule in rules),
         QUICK_GELU,

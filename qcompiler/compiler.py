@@ -26,7 +26,7 @@ from qcompiler.errors import BudgetError, PassError, TargetError
 from qcompiler.ir.analysis import macs
 from qcompiler.ir.importer import import_model
 from qcompiler.ir.opset import set_opset
-from qcompiler.ir.schemas import LEAST_LOWERED
+from qcompiler.ir.schemas import LEAST_LOWERED, onnx_opset
 from qcompiler.ir.serialize import save_model, to_bytes
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.import_qdq import ImportQdq
@@ -351,6 +351,7 @@ class _Compilation:
             "processor": self.processor.model,
             "recipe": self.recipe.name,
             "threads": str(self.engine_options.threads),
+            "opset": str(self.options.opset or onnx_opset(self.workshop.base.model)),
             "model": _digest(self.given),
         }
 

@@ -12,6 +12,7 @@ from qcompiler.backends.readback import Planned, Proof, planned_fusions, prove
 from qcompiler.engine import Engine, EngineOptions
 from qcompiler.ir.phase import Phase
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
+from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fuse_qdq import FuseQdq
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
@@ -80,6 +81,7 @@ class Workshop:
         return (
             PlanQuantization(estimator=self.estimator),
             InsertQdq(),
+            FoldScales(),
             FuseQdq(),
             LowerOnnxruntime(emit=self.emit),
             AvoidEngineTraps(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -25,6 +27,7 @@ _PROVIDERS = ("CPUExecutionProvider",)
 _LEVELS = {True: ort.GraphOptimizationLevel.ORT_ENABLE_ALL, False: ort.GraphOptimizationLevel.ORT_DISABLE_ALL}
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
+_BFLOAT16: np.dtype[Any] = ir.DataType.BFLOAT16.numpy()
 _DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -36,10 +39,18 @@ _DTYPES: dict[str, Any] = {
 
 def _dtype(text: str) -> np.dtype[Any]:
     if text == "tensor(bfloat16)":
-        bfloat16: np.dtype[Any] = ir.DataType.BFLOAT16.numpy()
-        return bfloat16
+        return _BFLOAT16
     found: np.dtype[Any] = np.dtype(_DTYPES.get(text, np.object_))
     return found
+
+
+def _array(value: ort.OrtValue) -> Array:
+    """Return a tensor's numbers; the binding itself has no NumPy type for bfloat16."""
+    if value.data_type() != "tensor(bfloat16)":
+        return cast(Array, value.numpy())
+    shape = value.shape()
+    data = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
+    return np.frombuffer(data, _BFLOAT16).reshape(shape)
 
 
 def _first_line(error: Exception) -> str:
@@ -71,7 +82,7 @@ class OrtRunner:
         """
         names = list(outputs) if outputs is not None else [o.name for o in self.outputs]
         try:
-            if any(i.dtype == ir.DataType.BFLOAT16.numpy() for i in self.inputs):
+            if any(i.dtype == _BFLOAT16 for i in (*self.inputs, *self.outputs)):
                 return self._run_ort_values(feeds, names)
             results = self.session.run(names, dict(feeds))
         except Exception as error:  # the binding raises a dozen unrelated types
@@ -82,12 +93,12 @@ class OrtRunner:
         """Run through OrtValue, the only way in for bfloat16."""
         values = {
             k: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(v, int(ir.DataType.BFLOAT16))
-            if v.dtype == ir.DataType.BFLOAT16.numpy()
+            if v.dtype == _BFLOAT16
             else ort.OrtValue.ortvalue_from_numpy(v)
             for k, v in feeds.items()
         }
         results = self.session.run_with_ort_values(names, values)
-        return {n: r.numpy() for n, r in zip(names, results, strict=True)}
+        return {n: _array(r) for n, r in zip(names, results, strict=True)}
 
 
 class OrtEngine:
@@ -126,8 +137,9 @@ class OrtEngine:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
             session = self._session(model, settings)
+            runner = OrtRunner(session)
             for _ in range(rounds):
-                session.run(None, dict(feeds))
+                runner.run(feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return Profile(tuple(_node_costs(events, rounds)))
 

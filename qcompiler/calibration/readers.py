@@ -381,6 +381,7 @@ def random_feeds(inputs: Sequence[TensorInfo], count: int, seed: int = 0) -> lis
             if info.shape is None or info.dtype.kind == "O":
                 raise CalibrationError(f"cannot make random data for input {info.name!r}: give --calibration SRC")
             shape = [d if isinstance(d, int) and d >= 0 else 1 for d in info.shape]
+            drawn: Array
             if info.dtype.kind in "fV":
                 drawn = generator.standard_normal(shape)
             elif info.dtype.kind == "b":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from qcompiler.engine import Profile
 from qcompiler.ir.graph import all_nodes
 from qcompiler.targets.groups import Group
 
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|:node|:out\d*|_out\d*)$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|/\w+Fusion/?|:node|:out\d*|_out\d*)$|^fused ")
 _COMPUTING: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("Conv", "FusedConv"), frozenset({"Conv"})),
     **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm"), frozenset({"MatMul", "Gemm"})),
@@ -73,12 +73,13 @@ class Owners:
                     lone[str(value.name)] = str(node.name)
         return Owners(inside, lone, nodes)
 
-    def computing(self, found: tuple[str, str], op_type: str) -> tuple[str, str]:
+    def computing(self, found: tuple[str, str], op_type: str, reads: Collection[str]) -> tuple[str, str]:
         """Return who computes a fused operator that may carry the name of what was fused behind it.
 
         Args:
             found: what the operator's name says.
             op_type: the engine's operator.
+            reads: names of the tensors that it reads.
         """
         kinds = _COMPUTING.get(op_type)
         start = self.nodes.get(found[1])
@@ -87,9 +88,9 @@ class Owners:
         edge = [start]
         for _ in range(3):  # an engine fuses an addition and an activation at most
             edge = [p for n in edge for v in n.inputs if v is not None and (p := v.producer()) is not None]
-            for node in edge:
-                if node.op_type in kinds and (owner := self.find(str(node.name))) is not None:
-                    return owner
+            if fitting := [n for n in edge if n.op_type in kinds]:
+                best = max(fitting, key=lambda n: sum(v is not None and v.name in reads for v in n.inputs))
+                return self.find(str(best.name)) or found
         return found
 
     def find(self, name: str) -> tuple[str, str] | None:
@@ -125,7 +126,9 @@ def attribute(profile: Profile, executed: ir.Model, owners: Owners) -> Costs:
     costs = Costs()
     for cost in profile.nodes:
         found = owners.find(cost.name) or _by_dataflow(nodes.get(cost.name), owners) or ("other", cost.name)
-        kind, key = owners.computing(found, cost.op_type)
+        node = nodes.get(cost.name)
+        reads = {str(v.name) for v in node.inputs if v is not None} if node is not None else set()
+        kind, key = owners.computing(found, cost.op_type, reads)
         book = {"group": costs.groups, "other": costs.others, "conversion": costs.conversions}[kind]
         book[key] += cost.microseconds
     return costs

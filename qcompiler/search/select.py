@@ -20,6 +20,8 @@ from qcompiler.search.attribution import Costs
 from qcompiler.targets.groups import Group
 
 _SOURCE, _SINK = "source:integer", "sink:float"
+STATIC_MUST_WIN = 0.85
+"""Share of the dynamic form's time below which fixed activation scales, which fit no unusual input, are worth it."""
 DEFAULT_NANOSECONDS = 0.2
 """Cost of converting one element where no conversion was measured (one core of a current server processor)."""
 
@@ -146,7 +148,7 @@ def _choose_matmuls(
             spent = sum(measured.static.groups.get(g.name, 0.0) for g in family)
             options["static-float"] = spent + (0.0 if value in stored else convert)
         # Dynamic scales fit every input; fixed ones must buy their loss of accuracy with time.
-        if "dynamic" in options and options.get("static-float", 0.0) > 0.93 * options["dynamic"]:
+        if "dynamic" in options and options.get("static-float", 0.0) > STATIC_MUST_WIN * options["dynamic"]:
             options.pop("static-float", None)
         best = min(options, key=lambda form: options[form])
         for group in family:

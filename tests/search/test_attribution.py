@@ -39,6 +39,10 @@ def owners() -> Owners:
         ("c0_nchwc_token_7", ("group", "c0")),
         ("t0_nchwc", ("other", "t0")),
         ("c0:node", ("group", "c0")),
+        ("fused c0", ("group", "c0")),
+        ("c0/MatMulAddFusion", ("group", "c0")),
+        ("fused c0/MatMulAddFusion_token_8", ("group", "c0")),
+        ("fused unknown", None),
         ("b:out", ("group", "c0")),
         ("b_out2", ("group", "c0")),
         ("c0/QuantizeLinear", ("group", "c0")),  # left over from the body of the fused call
@@ -66,7 +70,7 @@ def test_a_node_whose_own_name_ends_like_a_suffix_keeps_it() -> None:
 
 
 def executed(body: str) -> ir.Model:
-    weights = {"w": np.zeros((4, 4, 3, 3), np.float32)}
+    weights = dict.fromkeys("wv", np.zeros((4, 4, 3, 3), np.float32))
     return import_exactly(model_of("float[1,4,8,8] x", "float[] y", body, weights))
 
 
@@ -122,6 +126,15 @@ def test_a_convolution_fused_with_an_addition_and_an_activation_outside_all_grou
         made = attribute(Profile((NodeCost(name, "FusedConv", 9.0),)), executed("[q] y = Neg(x)"), found)
         assert sum(made.groups.values()) == 9
         assert set(made.groups) <= {"c0", "c1"}
+
+
+@pytest.mark.parametrize("branch", ["c0", "c1"])
+def test_of_two_summands_the_one_whose_tensors_are_read_is_the_fused_one(branch: str) -> None:
+    model, groups = net(f"[c0] a = Conv{SAME}(x, w) [c1] b = Conv{SAME}(x, v) [s0] c = Add(a, b) [t0] y = Tanh(c)")
+    weight, other = ("w", "b") if branch == "c0" else ("v", "a")
+    engine = executed(f"[p] {other} = Identity(x) [fused] y = Conv{SAME}(x, {weight}, {other})")
+    made = attribute(Profile((NodeCost("fused", "FusedConv", 9.0),)), engine, Owners.of(model, list(groups.values())))
+    assert dict(made.groups) == {branch: 9}
 
 
 def test_a_product_fused_with_what_follows() -> None:
