@@ -71,7 +71,8 @@ def passes_command(name: Name = None) -> None:
         info = pass_info(cls)
         needs = " ".join(p.name for p in info.needs)
         options = f" Options: {', '.join(o.name for o in info.options)}." if info.options else ""
-        table.add_row(info.name, needs, info.gives.name if info.gives else "", str(info.numerics), info.doc + options)
+        gives = "" if info.gives is None else info.gives.name
+        table.add_row(info.name, needs, gives, str(info.numerics), info.doc + options)
     console.print(table)
     console.print(Text(f"compile runs: {DEFAULT_PIPELINE}"), soft_wrap=True)
 
@@ -85,7 +86,7 @@ def _show_pass(name: str, console: Console) -> None:
     cls = shipped_passes().with_entry_points().get(name)
     info = pass_info(cls)
     console.print(Text(f"{info.name}: {inspect.getdoc(cls) or info.doc}"))
-    gives = info.gives.name if info.gives else "the same phase"
+    gives = "the same phase" if info.gives is None else info.gives.name
     console.print(Text(f"needs {' or '.join(p.name for p in info.needs)}, gives {gives}, contract {info.numerics}"))
     for option in info.options:
         console.print(Text(f"  {option.name} ({option.type}), default {option.default}"))

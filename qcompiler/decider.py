@@ -101,6 +101,7 @@ class Decider:
 
     def replay(self, decisions: Decisions) -> tuple[dict[str, Form], dict[str, str]]:
         """Return the (forms, engine forms) of an earlier build; nothing is measured."""
+        self.workshop.base.estimators.update(decisions.estimators)
         self._replay_smoothing(decisions.smoothing)
         self.workshop.estimator = decisions.estimator
         self.figures = {k: v for k, v in decisions.figures.items() if k != "variants"}
@@ -138,6 +139,7 @@ class Decider:
             forms = guarded
         if feed is not None:
             forms, engine_forms = self._guard_speed(forms, engine_forms, feed)
+        self.why |= {name: f"{form}: by override" for name, form in pinned.items()}
         return forms, engine_forms
 
     def _try_smoothing(self, feed: Feeds) -> None:
@@ -315,7 +317,8 @@ class Decider:
             ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
             self.tried["float"] = {"speedup": round(ratio[0], 3)}
             for group in self.workshop.groups:
-                if forms[group.name] == "float" and group.legal:
+                possible = group.legal if self.statistics is not None else "dynamic" in group.legal
+                if forms[group.name] == "float" and possible:
                     self.why[group.name] = "float: no integer form of the model was measured faster than float"
             if ratio[0] < 1.0 and not any(f != "float" for f in self.setting.pinned.values()):
                 # Not even the cleaned float graph is measured faster: hand the model back as it came.

@@ -20,6 +20,7 @@ class Decisions:
         forms: form per fusion group.
         engine_forms: engine-specific rewrites by name.
         estimator: range estimator of activations.
+        estimators: range estimator per group, where an override sets it.
         smoothing: SmoothQuant's alpha per smoothed activation.
         why: reason per group where there is more to say than the form.
         figures: the measurements behind the choice, for people; replay ignores them.
@@ -29,6 +30,7 @@ class Decisions:
     forms: dict[str, Form] = field(default_factory=dict)
     engine_forms: dict[str, str] = field(default_factory=dict)
     estimator: str = "min-max"
+    estimators: dict[str, str] = field(default_factory=dict)
     smoothing: dict[str, float] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)

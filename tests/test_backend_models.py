@@ -23,7 +23,7 @@ import qcompiler
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.readers import random_feeds
-from qcompiler.compiler import wanted_values
+from qcompiler.decider import wanted_values
 from qcompiler.engine import Array, EngineOptions
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.ir.importer import import_model

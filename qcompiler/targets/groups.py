@@ -195,7 +195,15 @@ def _refusal(node: ir.Node, row: OpRow, form: str) -> tuple[str, str] | None:
         return "constant", "what it computes with is constant"
     if not row.constants and any(is_const(v) for v in node.inputs):
         return "constant-input", f"{node.op_type} with a constant input has no integer form here"
+    if any(not _finite(v) for v in data):
+        return "not-finite", "a constant it computes with holds NaN or infinity, for which there is no integer"
     return None
+
+
+def _finite(value: ir.Value | None) -> bool:
+    """Return whether a value is no constant, or one without NaN and infinity."""
+    array = const_array(value)
+    return array is None or array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _weighted_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Proof
 from qcompiler.calibration.observe import observe
-from qcompiler.compiler import wanted_values
+from qcompiler.decider import wanted_values
 from qcompiler.engine import Array, EngineOptions, Feeds
 from qcompiler.ir.graph import all_graphs
 from qcompiler.ir.importer import import_model
@@ -216,6 +216,7 @@ def _check_groups(case: Case, policy: str, reference: ir.Model, build: Build, fe
     """
     present = {v.name for node in build.model.graph for v in node.outputs}
     present &= {v.name for node in reference.graph for v in node.outputs}
+    present.discard("")  # an output that is left out
     outputs = {o: p.kind for p in build.planned for o in p.outputs if o in present}
     borders = (*outputs, *(i for p in build.planned for i in p.inputs if i in present))
     names = list(dict.fromkeys(borders))
