@@ -7,15 +7,16 @@ from typing import ClassVar
 
 from qcompiler.ir.phase import Phase
 from qcompiler.passes.rewrite import RewritePass
-from qcompiler.patterns.focus import FOCUS
+from qcompiler.patterns.focus import FOCUS_RULES
 from qcompiler.patterns.language import Rule
 from qcompiler.pipeline.contract import Contract, Reassociates
 
 
 @dataclass(frozen=True)
 class FoldFocus(RewritePass):
-    """Fold strided slices and their Concat into the convolution behind them, with a larger kernel and stride.
+    """Fold space-to-depth (strided slices and a Concat, or the operator) into the convolution behind it.
 
+    The convolution reads the original value with a larger kernel and stride.
     The sums are the same; the slices, which copy the input one element at a time, are gone.
     """
 
@@ -25,5 +26,5 @@ class FoldFocus(RewritePass):
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Return the one rule."""
-        return (FOCUS,)
+        """Return the rules of ``qcompiler.patterns.focus``."""
+        return FOCUS_RULES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qcompiler.patterns.activations import ACTIVATIONS, GELU, SILU_RULES
 from qcompiler.patterns.affine import BATCH_NORMS, FACTORS
 from qcompiler.patterns.casts import CASTS
-from qcompiler.patterns.focus import FOCUS
+from qcompiler.patterns.focus import FOCUS_RULES
 from qcompiler.patterns.gemm import GEMM, MATMUL_ADD, OPERAND_ORDER
 from qcompiler.patterns.identities import IDENTITIES
 from qcompiler.patterns.language import Rule
@@ -29,7 +29,7 @@ def all_rules() -> tuple[Rule, ...]:
         *TRANSPOSES,
         *ACTIVATIONS,
         *PADDING,
-        FOCUS,
+        *FOCUS_RULES,
         *BATCH_NORMS,
         *GEMM,
         *MATMUL_ADD,

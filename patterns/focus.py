@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qcompiler.ir.graph import attr_int, attr_ints, attr_str, const_array, is_op, shape_of
 from qcompiler.patterns.builder import Builder
-from qcompiler.patterns.language import Clause, Rule, const, maybe, op, rest, rule
+from qcompiler.patterns.language import Clause, Rule, const, maybe, op, rest, rule, var
 from qcompiler.patterns.match import Match
 
 
@@ -45,7 +45,8 @@ def _view(value: ir.Value) -> _Part | str:
                 return "slice-form: a slice is not a forward slice of a known height or width"
             if not 0 <= start < step or end < extent or extent % step:
                 return f"slice-form: the slice of axis {axis} does not take every {step}-th element of all {extent}"
-            starts[axis] += start * steps[axis]
+            # The chain is walked from its end: element k of what is taken so far is element start + step * k here.
+            starts[axis] = start + step * starts[axis]
             steps[axis] *= step
     if steps[2] != steps[3] or steps[2] < 2:
         return "slice-form: rows and columns are not taken with the same step above 1"
@@ -66,14 +67,29 @@ def _parts(m: Match) -> list[_Part] | str:
     return parts
 
 
+def _blocks(m: Match) -> list[_Part] | str:
+    """Return the views that a SpaceToDepth joins: row by row of each block, all channels of a pixel together."""
+    node = m.node("blocks")
+    size = attr_int(node, "blocksize", 0)
+    if shape_of(m.x) is None or size < 1:
+        return "rank: the value is not known to have 4 axes"
+    return [_Part(m.x, row, column, size) for row in range(size) for column in range(size)]
+
+
+def _read_by_conv(m: Match) -> list[_Part] | str:
+    return _blocks(m) if m.find("blocks") is not None else _parts(m)
+
+
 def _is_focus(m: Match) -> str | None:
-    parts = _parts(m)
+    parts = _read_by_conv(m)
     if isinstance(parts, str):
         return parts
     shape = shape_of(parts[0].source)
     weight = const_array(m.w)
     if shape is None or not isinstance(shape[1], int) or weight is None or weight.ndim != 4:
         return "shape: the number of channels is not known"
+    if len({(p.row, p.column) for p in parts}) != parts[0].step ** 2:
+        return "incomplete: pixels are left out, for which the larger kernel would multiply by zero"
     if weight.shape[1] != shape[1] * len(parts) or attr_int(m.root, "group", 1) != 1:
         return "group: the convolution does not read all channels at once"
     if any(d != 1 for d in attr_ints(m.root, "dilations") or ()):
@@ -84,7 +100,7 @@ def _is_focus(m: Match) -> str | None:
 
 
 def _fold(b: Builder, m: Match) -> ir.Value:
-    parts = _parts(m)
+    parts = _read_by_conv(m)
     assert not isinstance(parts, str)
     source, step = parts[0].source, parts[0].step
     weight = m.array("w")
@@ -92,13 +108,14 @@ def _fold(b: Builder, m: Match) -> ir.Value:
     wide = np.zeros((weight.shape[0], channels, weight.shape[2] * step, weight.shape[3] * step), weight.dtype)
     for index, part in enumerate(parts):
         taps = weight[:, index * channels : (index + 1) * channels]
-        # A pixel may stand in several parts (fewer channels than it seems): their weights add up.
+        # A pixel may stand in several parts: their weights add up.
         wide[:, :, part.row :: step, part.column :: step] += taps
     inputs = [source, b.constant(wide, f"{m.w.name}:blocks")]
     if (bias := m.get("b")) is not None:
         inputs.append(bias)
     strides = attr_ints(m.root, "strides") or (1, 1)
-    pads = attr_ints(m.root, "pads") or (0, 0, 0, 0)
+    explicit = attr_str(m.root, "auto_pad", "NOTSET") == "NOTSET"
+    pads = (attr_ints(m.root, "pads") if explicit else None) or (0, 0, 0, 0)
     return b.clone(
         m.root,
         *inputs,
@@ -118,3 +135,13 @@ FOCUS: Rule = rule(
     build=_fold,
     doc="Fold strided slices and their Concat into the convolution behind them (the Focus stem of YOLO models).",
 )
+
+SPACE_TO_DEPTH: Rule = rule(
+    "space-to-depth-conv",
+    match=op("Conv", op("SpaceToDepth", var("x"), name="blocks"), const("w"), maybe(const("b"))),
+    where=[Clause("is_focus", _is_focus)],
+    build=_fold,
+    doc="Fold a SpaceToDepth into the convolution behind it.",
+)
+
+FOCUS_RULES: tuple[Rule, ...] = (FOCUS, SPACE_TO_DEPTH)

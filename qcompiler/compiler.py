@@ -464,12 +464,12 @@ def _size_of(source: ModelSource, given: ir.Model) -> int:
     if isinstance(source, bytes):
         return len(source)
     if isinstance(source, str | Path):
-        weights = sum(
-            v.const_value.nbytes
-            for v in given.graph.initializers.values()
-            if isinstance(v.const_value, ir.ExternalTensor)
-        )
-        return Path(source).stat().st_size + weights
+        size = Path(source).stat().st_size
+        if any(isinstance(v.const_value, ir.ExternalTensor) for v in given.graph.initializers.values()):
+            # The import took small tensors in: the file itself says which of them lie outside.
+            stored = ir.load(source).graph.initializers.values()
+            size += sum(v.const_value.nbytes for v in stored if isinstance(v.const_value, ir.ExternalTensor))
+        return size
     return len(to_bytes(given, strip=True))
 
 

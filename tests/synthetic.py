@@ -51,7 +51,11 @@ def model(
         return [helper.make_tensor_value_info(n, kinds.get(n, TensorProto.FLOAT), list(s)) for n, s in of.items()]
 
     graph = helper.make_graph(
-        list(made.node), "g", infos(inputs), infos(outputs), [numpy_helper.from_array(a, n) for n, a in weights.items()]
+        list(made.node),
+        "g",
+        infos(inputs),
+        infos(outputs),
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
@@ -94,7 +98,8 @@ def residual_cnn(batch: int | str = "n") -> onnx.ModelProto:
     """Return a convolution, a residual block, a pool and a classifier; x [batch, 3, 16, 16] to logits [batch, 10]."""
     weights = {
         "w0": normal(1, 16, 3, 3, 3, fan=27), "b0": normal(2, 16), "w1": normal(3, 16, 16, 3, 3, fan=72),
-        "b1": normal(4, 16), "w2": normal(5, 16, 16, 3, 3, fan=144), "wf": normal(6, 16, 10, fan=4), "bf": normal(7, 10),
+        "b1": normal(4, 16), "w2": normal(5, 16, 16, 3, 3, fan=144), "wf": normal(6, 16, 10, fan=4),
+        "bf": normal(7, 10),
     }  # fmt: skip
     body = """
     /stem/Conv: c0 = Conv<pads=[1,1,1,1]>(x, w0, b0)
@@ -155,7 +160,12 @@ def qdq_cnn(dtype: type) -> onnx.ModelProto:
     """Return a quantized model of two convolutions with an integer interface; x and y [n, 8, 8, 8] of the type."""
     rng = np.random.default_rng(3)
     zero, least = (0, -128) if dtype is np.int8 else (128, 0)
-    weights: dict[str, Array] = {"zx": np.asarray(zero, dtype), "z1": np.asarray(least, dtype), "z0": np.zeros(8, np.int8), "zb": np.zeros(8, np.int32)}
+    weights: dict[str, Array] = {
+        "zx": np.asarray(zero, dtype),
+        "z1": np.asarray(least, dtype),
+        "z0": np.zeros(8, np.int8),
+        "zb": np.zeros(8, np.int32),
+    }
     for name, scale in (("sx", 0.05), ("s1", 0.04), ("sy", 0.06)):
         weights[name] = np.asarray(scale, F)
     for layer, source in ((1, "sx"), (2, "s1")):

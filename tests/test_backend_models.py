@@ -9,7 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,18 @@ from qcompiler.decider import wanted_values
 from qcompiler.engine import Array, EngineOptions
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.ir.importer import import_model
+from qcompiler.ir.phase import Phase
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.import_qdq import ImportQdq
 from qcompiler.pipeline.instruments.numerics import NumericsInstrument
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.state import CompileState
+from qcompiler.quant.plan import Form
 from qcompiler.targets.placement import Policy, propose
-from qcompiler.targets.target import load_target
+from qcompiler.targets.target import Target, load_target
 from qcompiler.workshop import Workshop
+from tests.property.examine import Snapshots, check_groups, check_weights
 
 DATA = Path(onnx.__file__).parent / "backend/test/data"
 ENGINE = OrtEngine()
@@ -164,3 +167,59 @@ def test_backend_models_compile(kind: str, recipe: str, record_property: Any) ->
     }
     assert counts["quantized"] + counts["float only"] >= 0.6 * len(cases)
     assert counts["quantized"] >= QUANTIZED.get(kind, 0)
+
+
+def with_constants(case: Case) -> tuple[onnx.ModelProto, dict[str, Array]] | None:
+    """Return the model with all inputs but the first float one made constants, and a feed for what is left."""
+    if case.inputs is None or any(not isinstance(a, np.ndarray | np.generic) for a in case.inputs):
+        return None
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    known = {i.name for i in model.graph.initializer}
+    given = [v for v in model.graph.input if v.name not in known]
+    arrays = {v.name: np.asarray(a) for v, a in zip(given, case.inputs, strict=False)}
+    data = next((v.name for v in given if arrays.get(v.name, np.zeros(0)).dtype == np.float32), None)
+    if data is None or any(v.name not in arrays or arrays[v.name].dtype.kind in "OSU" for v in given):
+        return None
+    kept = [v for v in model.graph.input if v.name == data]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items() if n != data)
+    return model, {data: arrays[data]}
+
+
+def force(case: Case, target: Target, form: Form) -> str:
+    """Compile with every operator in a form that the target's table offers it; return what came of it."""
+    made = with_constants(case)
+    if made is None:
+        return "skipped"
+    model, feed = made
+    try:
+        ENGINE.load(model.SerializeToString(), AS_WRITTEN).run(feed)
+        state = CompileState(import_model(model), target)
+        Pipeline((ImportQdq(), Canonicalize())).run(state, [VerifyInstrument()])
+        workshop = Workshop(state, ENGINE)
+        names = list(dict.fromkeys(wanted_values(state.model, workshop.groups)))
+        state.statistics = observe(state.model, names, [feed], ENGINE)
+    except (ModelError, CalibrationError):
+        return "skipped"
+    forms: dict[str, Form] = {g.name: form if form in g.legal else "float" for g in workshop.groups}
+    if all(f == "float" for f in forms.values()):
+        return "float only"
+    workshop.learn_emission(forms)
+    snapshots = Snapshots()
+    build = workshop.build(forms, instruments=[VerifyInstrument(), snapshots])
+    check_groups(snapshots.models[Phase.QDQ], build, [feed])
+    check_weights(build)
+    return "quantized"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["static", "static-float", "dynamic"])
+def test_every_operator_on_integers(form: Form, record_property: Any) -> None:
+    table = load_target("ort-x86")
+    target = replace(table, rows=tuple(replace(row, min_reduce=0) for row in table.rows))
+    cases = [*node_cases(), *file_cases("pytorch-converted"), *file_cases("pytorch-operator")]
+    counts = Counter(force(case, target, form) for case in cases)
+    record_property("counts", dict(counts))
+    assert counts["quantized"] >= {"static": 40, "static-float": 2, "dynamic": 2}[form]

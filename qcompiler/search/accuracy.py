@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from qcompiler.quant.plan import Form
 from qcompiler.search.quality import Quality
 
+_MOST_CREDIT_DB = 20.0
+"""Largest gain in SQNR that one step below the bound is credited with."""
+
 Evaluate = Callable[[Mapping[str, Form]], Quality]
 
 
@@ -145,7 +148,9 @@ class AccuracyGuard:
 
     def _gain(self, before: Quality, after: Quality, demanded: bool) -> float:
         if demanded:
-            return self.bound.shortfall(before) - self.bound.shortfall(after) + 0.1 * (after.worst - before.worst)
+            # Capped: a return that leaves nothing on integers reaches the ceiling, which would outweigh any price.
+            closer = min(_MOST_CREDIT_DB, after.worst - before.worst)
+            return self.bound.shortfall(before) - self.bound.shortfall(after) + 0.1 * closer
         return after.worst - before.worst if self.bound.shortfall(after) <= 0 else -1.0
 
     def _best_step(

@@ -296,7 +296,8 @@ class _Points:
         axis = None if row.weight_axis is None else row.weight_axis % max(rank, 1)
         spec = replace(self.weight, axis=axis)
         key = use_point(group.name, row.weight)
-        fixed = self.imported.get(str(weight.name)) if weight is not None else None
+        # Imported scales span 8 bits: under a target's narrower range they would clip.
+        fixed = self.imported.get(str(weight.name)) if weight is not None and not self.weight.bits else None
         if fixed is not None and len(fixed.scale) == 1:
             spec = QuantSpec(self.weight.format, None, symmetric=True)
         self.points[key] = Point(spec, QuantSource("weight") if fixed is None else fixed)

@@ -137,7 +137,10 @@ def examine(case: Case, policies: Sequence[str]) -> dict[str, Outcome]:
     results = {}
     for policy in policies:
         workshop = Workshop(state, ENGINE, OPTIMIZED, emit=emit)
-        results[policy] = _examine_policy(case, workshop, policy, feeds)
+        try:
+            results[policy] = _examine_policy(case, workshop, policy, feeds)
+        except BrokenPromiseError as error:
+            raise BrokenPromiseError(f"{policy}: {error}") from error
         if print_model(state.model) != before:
             raise BrokenPromiseError(f"{policy}: building changed the canonical graph")
     return results
@@ -164,15 +167,15 @@ def _examine_policy(case: Case, workshop: Workshop, policy: str, feeds: Sequence
     snapshots = Snapshots()
     build = workshop.build(forms, instruments=[VerifyInstrument(), snapshots])
     integer = {name for name, form in build.forms.items() if form != "float"}
-    _check_explained(policy, workshop, build, proof, forms)
-    _check_deterministic(policy, workshop, build, forms)
+    _check_explained(workshop, build, proof, forms)
+    _check_deterministic(workshop, build, forms)
     made = Outcome(len(integer), len(proof.fused), len(workshop.refused))
     if not integer:
         return made
-    _check_weights(policy, workshop, build)
+    check_weights(build)
     reference = snapshots.models[Phase.QDQ]
-    made.steps = _check_groups(case, policy, reference, build, feeds)
-    _compare_outputs(case, policy, made, workshop, reference, build.model, feeds)
+    made.steps = check_groups(reference, build, feeds, least_db=_RECURRENT_DB if case.benign else -math.inf)
+    _compare_outputs(case, made, workshop, reference, build.model, feeds)
     return made
 
 
@@ -182,34 +185,38 @@ def _returned(case: Case, workshop: Workshop) -> dict[str, Form]:
     return {g.name: "float" for g in workshop.groups if g.row.kind == "weighted" and rng.random() < 1 / 3}
 
 
-def _check_explained(policy: str, workshop: Workshop, build: Build, proof: Proof, forms: Mapping[str, Form]) -> None:
+def _check_explained(workshop: Workshop, build: Build, proof: Proof, forms: Mapping[str, Form]) -> None:
     """Hold that every group that was wanted on integers is proven there or has a reason why not."""
     if len(proof.fused) + len(proof.missed) != proof.planned or not all(m.reason and m.text for m in proof.missed):
-        raise BrokenPromiseError(f"{policy}: the proof does not add up: {proof}")
+        raise BrokenPromiseError(f"the proof does not add up: {proof}")
     said = {r.node for r in build.state.remarks if r.reason and r.text}
     for name, wanted in forms.items():
         known = name in proof.fused or name in {m.group for m in proof.missed} or name in workshop.refused
         if wanted != "float" and not known and not (build.forms[name] == "float" and name in said):
-            raise BrokenPromiseError(
-                f"{policy}: {name} was wanted {wanted}, is {build.forms[name]} and nobody says why"
-            )
+            raise BrokenPromiseError(f"{name} was wanted {wanted}, is {build.forms[name]} and nobody says why")
     if proof.missed and workshop.emit == "auto":
-        raise BrokenPromiseError(f"{policy}: the engine still misses {proof.missed[0]}")
+        raise BrokenPromiseError(f"the engine still misses {proof.missed[0]}")
 
 
-def _check_deterministic(policy: str, workshop: Workshop, build: Build, forms: Mapping[str, Form]) -> None:
+def _check_deterministic(workshop: Workshop, build: Build, forms: Mapping[str, Form]) -> None:
     """Hold that a second build gives the same bytes, and that text survives serialization."""
     data = to_bytes(build.model, strip=True)
     if to_bytes(workshop.build(forms).model, strip=True) != data:
-        raise BrokenPromiseError(f"{policy}: two builds differ")
+        raise BrokenPromiseError("two builds differ")
     whole = to_bytes(build.model)
     text = print_model(ir.serde.deserialize_model(onnx.load_model_from_string(whole)))
     if text != print_model(build.model):
-        raise BrokenPromiseError(f"{policy}: the text changes through serialization")
+        raise BrokenPromiseError("the text changes through serialization")
 
 
-def _check_groups(case: Case, policy: str, reference: ir.Model, build: Build, feeds: Sequence[Feeds]) -> float:
+def check_groups(reference: ir.Model, build: Build, feeds: Sequence[Feeds], least_db: float = -math.inf) -> float:
     """Feed every fused group what the reference computes for it; return the greatest difference in steps.
+
+    Args:
+        reference: the QDQ graph.
+        build: what was lowered from it.
+        feeds: inputs of both.
+        least_db: bound for recurrent operators, whose kernel quantizes input and state anew in every step.
 
     Raises:
         BrokenPromiseError: a group of the optimized engine is more than one step away from its Q/DQ form.
@@ -233,21 +240,15 @@ def _check_groups(case: Case, policy: str, reference: ir.Model, build: Build, fe
         found = second.run(_known(second.inputs, given), names)
         for name, kind in outputs.items():
             if kind == "LSTM":
-                if case.benign:
-                    _check_recurrent(policy, name, wanted[name], found[name])
+                noise = sqnr_db([{name: wanted[name]}], [{name: found[name]}])[name]
+                if not noise >= least_db:
+                    raise BrokenPromiseError(f"{name} of a fused LSTM has {noise:.1f} dB")
                 continue
             steps = _steps(name, wanted[name], found[name], reference)
             if not steps <= 1 + _ROUNDING:
-                raise BrokenPromiseError(f"{policy}: {name} of a fused {kind} is {steps:.3g} steps off")
+                raise BrokenPromiseError(f"{name} of a fused {kind} is {steps:.3g} steps off")
             worst = max(worst, steps)
     return worst
-
-
-def _check_recurrent(policy: str, name: str, wanted: Array, found: Array) -> None:
-    """Hold a recurrent operator to the noise of 8 bits: its kernel quantizes input and state anew in every step."""
-    noise = sqnr_db([{name: wanted}], [{name: found}])[name]
-    if not noise >= _RECURRENT_DB:
-        raise BrokenPromiseError(f"{policy}: {name} of a fused LSTM has {noise:.1f} dB")
 
 
 def _known(inputs: Sequence[object], feed: Feeds) -> dict[str, Array]:
@@ -272,7 +273,6 @@ def _steps(name: str, wanted: Array, found: Array, reference: ir.Model) -> float
 
 def _compare_outputs(
     case: Case,
-    policy: str,
     made: Outcome,
     workshop: Workshop,
     reference: ir.Model,
@@ -293,15 +293,13 @@ def _compare_outputs(
     gap = sqnr_db([{n: w[n] for n in floats} for w in written], engine)
     made.sqnr_db, made.gap_db = min(noise.values()), min(gap.values())
     if case.benign and made.sqnr_db < LEAST_DB:
-        raise BrokenPromiseError(f"{policy}: quantization leaves {made.sqnr_db:.1f} dB")
+        raise BrokenPromiseError(f"quantization leaves {made.sqnr_db:.1f} dB")
     for name in floats:
         if not gap[name] >= min(noise[name], _FLOAT_DB) - 10 * math.log10(12):
-            raise BrokenPromiseError(
-                f"{policy}: {name}: engine {gap[name]:.1f} dB from its reference, that {noise[name]:.1f} dB"
-            )
+            raise BrokenPromiseError(f"{name}: engine {gap[name]:.1f} dB from its reference, that {noise[name]:.1f} dB")
 
 
-def _check_weights(policy: str, workshop: Workshop, build: Build) -> None:
+def check_weights(build: Build) -> None:
     """Hold that the engine keeps weights in float that the plan keeps in float.
 
     ONNX Runtime quantizes the weight of a float Conv, ConvTranspose or Gemm that lies between a DequantizeLinear and a
@@ -310,7 +308,7 @@ def _check_weights(policy: str, workshop: Workshop, build: Build) -> None:
     ours = _integer_weights(build.model, shared=True)
     engine = _integer_weights(ENGINE.optimized_graph(build.model, OPTIMIZED))
     if engine > ours:
-        raise BrokenPromiseError(f"{policy}: the engine holds {engine} 8-bit weights, the build {ours}")
+        raise BrokenPromiseError(f"the engine holds {engine} 8-bit weights, the build {ours}")
 
 
 def _integer_weights(model: ir.Model, shared: bool = False) -> int:

@@ -297,3 +297,10 @@ def test_progress_says_what_returned_and_what_for() -> None:
     model = Invented({"a": 1e-1, "b": 1e-1, "c": 1e-4})
     model.guard(Bound({"y": 20.0}), sets=[("a", "b")], progress=lines.append)
     assert lines == ["accuracy guard: a and 1 more to float, 7.0 -> 40.0 dB for 600.0 % of the latency"]
+
+
+def test_a_return_of_everything_is_not_credited_with_being_equal_to_float() -> None:
+    """Equal to float is 200 dB; what the bound lacks are 3 of them, which one cheap group has."""
+    model = Invented({"a": 1e-2, "b": 5e-3, "c": 5e-3}, {"a": 11.0, "b": 21.0, "c": 21.0})
+    result = model.guard(Bound({"y": 19.9}), sets=[("a", "b", "c"), ("a",), ("b",), ("c",)])
+    assert returned(result) == [("a",)]
