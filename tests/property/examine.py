@@ -49,7 +49,7 @@ _ROUNDING = 1e-3
 """Share of a step that float32 arithmetic on both sides may add to a whole number of steps."""
 
 
-LEAST_DB = 15.0
+LEAST_DB = 20.0
 """Least SQNR of 8-bit quantization of a model whose weights and feeds are of ordinary size."""
 _RECURRENT_DB = 30.0
 """Least SQNR of a dynamically quantized LSTM against the same with float activations."""
