@@ -235,10 +235,23 @@ class Decider:
     def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
         if all(f == "float" for f in forms.values()):
             return
-        figures = {"profile_us": float(self.figures.get("profile_us", {}).get(name, 0.0))}
+        profiles = self.figures.get("profile_us", {})
+        spent = float(profiles.get(name, 0.0))
+        figures = {"profile_us": spent}
+        if spent > 0:
+            figures["profile_speedup"] = round(float(profiles.get("float", 0.0)) / spent, 3)
         if self.setting.judge is not None:
             figures["sqnr_db"] = round(self.setting.judge(self.workshop.build(forms, engine_forms).model).worst, 2)
         self.tried[name] = figures
+
+    def _note_whole(
+        self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str], ratio: tuple[float, float]
+    ) -> None:
+        """Keep the measured speed and error of a whole model that was tried."""
+        self.tried[name] = {"speedup": round(ratio[0], 3)}
+        if self.setting.judge is not None:
+            worst = self.setting.judge(self.workshop.build(forms, engine_forms).model).worst
+            self.tried[name]["sqnr_db"] = round(worst, 2)
 
     def _speed_search(self, feed: Feeds) -> SpeedSearch:
         elements = self._elements(feed)
@@ -303,19 +316,19 @@ class Decider:
         self.setting.say("speed guard")
         search = self._speed_search(feed)
         ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
-        self.tried["chosen"] = {"speedup": round(ratio[0], 3)}
+        self._note_whole("chosen", forms, engine_forms, ratio)
         if ratio[0] < 1.0 and any(f != "float" for f in forms.values()):
             search.float_costs = search.costs({}, engine_forms)
             forms = search.return_losers(forms, engine_forms)
             self.why |= search.why
             self.figures |= search.figures
             ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
-            self.tried["without losing regions"] = {"speedup": round(ratio[0], 3)}
+            self._note_whole("without losing regions", forms, engine_forms, ratio)
         if ratio[0] < 1.0:
             forms = {g.name: self.setting.pinned.get(g.name, "float") for g in self.workshop.groups}
             engine_forms = search.avoid_traps(forms, self.workshop.base.target.traps, {})
             ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
-            self.tried["float"] = {"speedup": round(ratio[0], 3)}
+            self._note_whole("float", forms, engine_forms, ratio)
             for group in self.workshop.groups:
                 possible = group.legal if self.statistics is not None else "dynamic" in group.legal
                 if forms[group.name] == "float" and possible:
