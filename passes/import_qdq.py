@@ -157,8 +157,7 @@ class _Floats:
             )  # fmt: skip
             for attribute in quantize.attributes.values():
                 again.attributes[attribute.name] = attribute
-            again.outputs[0].dtype = source.dtype  # type: ignore[assignment]
-            again.outputs[0].shape = node.outputs[0].shape
+            self.rewriter.declare(again.outputs[0], source.dtype, node.outputs[0].shape)
             numbers = _numbers(quantize)
             fixed = None if numbers is None else _as_activation(*numbers, self.state.target.activation)
             if fixed is not None:

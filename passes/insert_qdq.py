@@ -100,14 +100,12 @@ class _Inserter:
             "QuantizeLinear", [value, scale, zero_point], after=node, origin=[node], name=f"{name}/QuantizeLinear",
             outputs=[f"{name}:q"],
         )  # fmt: skip
-        q.outputs[0].dtype = zero_point.dtype  # type: ignore[assignment]
-        q.outputs[0].shape = value.shape
+        self.rewriter.declare(q.outputs[0], zero_point.dtype, value.shape)
         dq = self.rewriter.node(
             "DequantizeLinear", [q.outputs[0], scale, zero_point], after=q, origin=[node],
             name=f"{node.name}:dequantize", outputs=[f"{name}:dq"],
         )  # fmt: skip
-        dq.outputs[0].dtype = value.dtype  # type: ignore[assignment]
-        dq.outputs[0].shape = value.shape
+        self.rewriter.declare(dq.outputs[0], value.dtype, value.shape)
         for reader in readers:
             for index, read in enumerate(reader.inputs):
                 if read is value:
@@ -155,8 +153,7 @@ class _Inserter:
             outputs=[f"{name}:q"],
         )
         q = quantized.outputs[0]
-        q.dtype = zero.dtype  # type: ignore[assignment]
-        q.shape = produced.shape
+        self.rewriter.declare(q, zero.dtype, produced.shape)
         dq = self.rewriter.node(
             "DequantizeLinear",
             [q, scale, zero],
@@ -165,8 +162,7 @@ class _Inserter:
             name=f"{group.name}:dequantize",
             outputs=[f"{name}:dq"],
         )
-        dq.outputs[0].dtype = produced.dtype  # type: ignore[assignment]
-        dq.outputs[0].shape = produced.shape
+        self.rewriter.declare(dq.outputs[0], produced.dtype, produced.shape)
         self.rewriter.replace(produced, dq.outputs[0])
         self.rewriter.set_input(quantized, 0, produced)
         self.stored[name] = q
@@ -243,8 +239,7 @@ class _Inserter:
                 name=f"{name}/QuantizeLinear",
                 outputs=[f"{name}:q"],
             )
-            node.outputs[0].dtype = zero.dtype  # type: ignore[assignment]
-            node.outputs[0].shape = value.shape
+            self.rewriter.declare(node.outputs[0], zero.dtype, value.shape)
             self.shared[key] = node.outputs[0]  # type: ignore[index]
         return self.shared[key]  # type: ignore[index]
 

@@ -21,7 +21,7 @@ from qcompiler.calibration.readers import FeedSource, as_feed_source, random_fee
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.decider import Decider, Setting, wanted_values
 from qcompiler.decisions import Decisions
-from qcompiler.engine import Array, EngineOptions, Feeds, TensorInfo
+from qcompiler.engine import EngineOptions, Feeds, TensorInfo
 from qcompiler.errors import BudgetError, ModelError, PassError, TargetError
 from qcompiler.ir.analysis import macs
 from qcompiler.ir.importer import import_model
@@ -475,8 +475,3 @@ def _size_of(source: ModelSource, given: ir.Model) -> int:
 
 def _digest(model: ir.Model) -> str:
     return hashlib.sha256(to_bytes(model, strip=True)).hexdigest()[:16]
-
-
-def stack_outputs(outputs: Sequence[Mapping[str, Array]], name: str) -> list[Array]:
-    """Return one output over all feeds, for metrics."""
-    return [o[name] for o in outputs]

@@ -106,6 +106,12 @@ class Rewriter:
         old.replace_all_uses_with(new)
         self.changes += 1
 
+    @staticmethod
+    def declare(value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
+        """Give a value an element type (none if unknown) and a shape; its type object is shared with nothing."""
+        value.type = None if dtype is None else ir.TensorType(dtype)
+        value.shape = shape
+
     def take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Give a value that stands for another its name, type and shape; `replace` then moves the readers.
 

@@ -19,7 +19,6 @@ from qcompiler.ir.graph import (
     attr_ints,
     attr_str,
     const_array,
-    consumers,
     is_const,
     is_op,
     rank_of,
@@ -282,8 +281,3 @@ def reduce_length(node: ir.Node) -> int | None:
     if node.op_type in ("MatMul", "Gemm") and len(sizes) >= 2:
         return sizes[-2]
     return None
-
-
-def reads_quantized(value: ir.Value, quantized: set[ir.Node]) -> bool:
-    """Return whether any reader of the value is in the set of nodes that run on integers."""
-    return any(node in quantized for node in consumers(value))
