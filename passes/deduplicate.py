@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qcompiler.ir.graph import ORIGIN, all_graphs, is_const, is_op, origins
+from qcompiler.ir.analysis import CLOSED_BODIES, bodies
+from qcompiler.ir.graph import ORIGIN, all_graphs, is_const, origins
 from qcompiler.ir.rewriter import Rewriter
-from qcompiler.patterns.operators import COMMUTATIVE, LOOPING, RANDOM
+from qcompiler.patterns.operators import COMMUTATIVE, RANDOM
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.state import CompileState
 
@@ -40,10 +41,10 @@ class Deduplicate(Pass):
 def _merge_nodes(state: CompileState, rewriter: Rewriter, graph: ir.Graph, outer: dict[Hashable, ir.Node]) -> int:
     seen, merged = dict(outer), 0
     for node in list(graph):
-        bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-        for body in bodies if not is_op(node, *LOOPING) else ():
+        inner = list(bodies(node))
+        for body in inner if node.op_type not in CLOSED_BODIES else ():
             merged += _merge_nodes(state, rewriter, body, seen)
-        key = None if bodies else _key(node)
+        key = None if inner else _key(node)
         if key is None:
             continue
         first = seen.setdefault(key, node)

@@ -13,17 +13,17 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from qcompiler.engine import Array
+from qcompiler.ir.analysis import open_graphs
 from qcompiler.ir.graph import const_array, is_const, is_op, scalar, shape_of
 from qcompiler.ir.rewriter import Rewriter
-from qcompiler.patterns.engine import rewritable_graphs
-from qcompiler.patterns.operators import LOOPING, RANDOM
+from qcompiler.patterns.operators import RANDOM
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, Reassociates
 from qcompiler.pipeline.state import CompileState
 
 _KEPT = frozenset(
     {
-        "Constant", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "If", "Optional",
+        "Constant", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "If", "Loop", "Scan", "Optional",
         "OptionalGetElement", "OptionalHasElement", "ImageDecoder", "RegexFullMatch", "StringSplit",
         "StringConcat", "StringNormalizer",
     }
@@ -47,7 +47,7 @@ class FoldConstants(Pass):
         rewriter = Rewriter(state.model)
         opset = state.model.opset_imports.get("", 0)
         folded = 0
-        for graph in list(rewritable_graphs(state.model)):
+        for graph in list(open_graphs(state.model)):
             for node in list(graph):
                 if node.graph is not graph:
                     continue
@@ -91,7 +91,7 @@ class FoldConstants(Pass):
 
 
 def _is_candidate(node: ir.Node) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type in _KEPT | RANDOM | LOOPING or not node.outputs:
+    if node.domain not in ("", "ai.onnx") or node.op_type in _KEPT | RANDOM or not node.outputs:
         return False
     if node.op_type.startswith(("Sequence", "SplitToSequence", "ConcatFromSequence")):
         return False
@@ -106,7 +106,7 @@ def _is_candidate(node: ir.Node) -> bool:
 def _lift(state: CompileState, rewriter: Rewriter, node: ir.Node) -> int:
     """Turn one Constant node into an initializer.
 
-    onnx-ir's pass of this kind lifts constants inside Loop bodies too and fails on sparse ones.
+    onnx-ir's pass of this kind fails on sparse ones.
     """
     value = node.outputs[0]
     if value.is_graph_output() or len(node.attributes) != 1:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.engine import Array
+from qcompiler.ir.analysis import open_graphs
 from qcompiler.ir.graph import attr_int, const_array, consumers, is_const, is_op
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
@@ -19,7 +20,6 @@ from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.arithmetic import quantize
 from qcompiler.quant.formats import QuantFormat, format_of
 from qcompiler.quant.spec import QuantParams, QuantSource, QuantSpec
-from qcompiler.targets.groups import quantizable_graphs
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ImportQdq(Pass):
     def run(self, state: CompileState) -> int:
         """Remove pairs and return how many nodes were taken out."""
         rewriter = Rewriter(state.model)
-        for graph in quantizable_graphs(state.model):
+        for graph in open_graphs(state.model):
             _Floats(state, rewriter).lift(graph)
             for node in list(graph):
                 if node.graph is graph and is_op(node, "DequantizeLinear"):

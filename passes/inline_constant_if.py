@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qcompiler.ir.analysis import open_graphs
 from qcompiler.ir.graph import const_array, is_op
 from qcompiler.ir.rewriter import Rewriter
-from qcompiler.patterns.engine import rewritable_graphs
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.state import CompileState
 
@@ -28,7 +28,7 @@ class InlineConstantIf(Pass):
 
 
 def _next(model: ir.Model) -> ir.Node | None:
-    for graph in rewritable_graphs(model):
+    for graph in open_graphs(model):
         for node in graph:
             if is_op(node, "If") and const_array(node.inputs[0]) is not None:
                 return node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,8 +12,8 @@ from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, Exact
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import FORMS, Form
-from qcompiler.targets.groups import find_groups
-from qcompiler.targets.placement import Policy, propose, resolve
+from qcompiler.targets.groups import Group, find_groups, left_out
+from qcompiler.targets.placement import NEVER_OBSERVED, Policy, propose, resolve, unobserved
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,22 @@ class PlanQuantization(Pass):
         state.plan = replace(resolution.plan, engine_forms=dict(state.engine_forms))
         for group, code, text in resolution.refused:
             state.remark(self.name(), group, code, text)
-        for found in groups:
-            for form, code, text in found.refusals:
-                state.remark(self.name(), found.name, code, f"{form}: {text}")
+        self._explain(state, groups)
         return sum(choice.form != "float" for choice in state.plan.choices.values())
+
+    def _explain(self, state: CompileState, groups: Sequence[Group]) -> None:
+        """Say of every group which forms it cannot have, and of every node that nothing looked at why not."""
+        for group in groups:
+            for form, code, text in group.refusals:
+                state.remark(self.name(), group.name, code, f"{form}: {text}")
+            static = next((f for f in group.legal if f != "dynamic"), None)
+            # A branch that was never taken: also where whoever decided the forms left it in float already.
+            if static is not None and state.plan.form(group.name) == "float" and state.statistics is not None:
+                bad = unobserved(group, static, state.statistics, state.imported)
+                if bad is not None:
+                    state.remark(self.name(), group.name, "never-observed", NEVER_OBSERVED.format(bad))
+        for node, code, text in left_out(state.model, state.target):
+            state.remark(self.name(), node, code, text)
 
     def _form(self, text: str) -> Form:
         if text not in FORMS:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from qcompiler.errors import PassError
-from qcompiler.ir.graph import const_array, consumers, is_op, origins
+from qcompiler.ir.analysis import open_graphs
+from qcompiler.ir.graph import const_array, consumers, origins
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.patterns.builder import Builder
 from qcompiler.patterns.language import BuildResult, Rule
 from qcompiler.patterns.match import Match, find_matches, unsafe
-from qcompiler.patterns.operators import LOOPING
 
 REACH = 16
 """How many nodes downstream of a change are looked at again (patterns are less deep)."""
@@ -67,21 +67,6 @@ class RewriteReport:
         return tuple(code for code, _ in self.refused.get(rule, Counter()).most_common())
 
 
-def rewritable_graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """Yield the main graph and the bodies of If, in program order; bodies of Loop and Scan are left alone."""
-
-    def walk(graph: ir.Graph) -> Iterator[ir.Graph]:
-        yield graph
-        for node in graph:
-            if is_op(node, *LOOPING):
-                continue
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
-                    yield from walk(attribute.as_graph())
-
-    yield from walk(model.graph)
-
-
 def apply_rules(
     model: ir.Model,
     rules: Sequence[Rule],
@@ -131,7 +116,7 @@ class _Run:
         for rule in rules:
             for root in rule.roots():
                 self.index.setdefault(root, []).append(rule)
-        total = sum(len(graph) for graph in rewritable_graphs(model))
+        total = sum(len(graph) for graph in open_graphs(model))
         self.max_firings = max_firings if max_firings is not None else 1000 + 50 * total
         self.report = RewriteReport()
         self.misses: dict[tuple[str, str], RuleRemark] = {}
@@ -142,7 +127,7 @@ class _Run:
         todo: set[ir.Node] | None = None
         while todo is None or todo:
             touched: set[ir.Node] = set()
-            for graph in list(rewritable_graphs(self.model)):
+            for graph in list(open_graphs(self.model)):
                 for node in list(graph):
                     if node.graph is graph and (todo is None or node in todo):
                         touched |= self.visit(node)
@@ -265,7 +250,7 @@ class _Run:
 
     def finish(self) -> None:
         """Count the near misses that remain."""
-        alive = {node.name or "" for graph in rewritable_graphs(self.model) for node in graph}
+        alive = {node.name or "" for graph in open_graphs(self.model) for node in graph}
         for (rule, node), remark in self.misses.items():
             if node in alive:
                 self.report.refused.setdefault(rule, Counter())[remark.reason] += 1

@@ -1,4 +1,4 @@
-"""What the pattern engine knows about operators: which commute, which hold bodies it leaves alone, their defaults."""
+"""What the pattern engine knows about operators: which commute, which are elementwise, their defaults."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ COMMUTATIVE = frozenset(
     {"Add", "Mul", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
 )
 """Operators whose inputs may be exchanged (when there are exactly two)."""
-
-LOOPING = frozenset({"Loop", "Scan", "SequenceMap"})
-"""Operators whose bodies are passed through untouched."""
 
 UNARY_ELEMENTWISE = frozenset(
     {

@@ -23,7 +23,9 @@ from qcompiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from qcompiler.api import compile, load
+    from qcompiler.api import calibrate, compile, load
+    from qcompiler.calibration.source_options import SourceOptions
+    from qcompiler.calibration.statistics import Statistics
     from qcompiler.compiler import CompiledModel
     from qcompiler.decisions import Decisions
     from qcompiler.recipes.recipe import Recipe
@@ -39,19 +41,25 @@ __all__ = [
     "PassError",
     "QCompilerError",
     "Recipe",
+    "SourceOptions",
+    "Statistics",
     "TargetError",
     "VerifyError",
+    "calibrate",
     "compile",
     "load",
 ]
 
 # Engines load on first use: importing the package must not start ONNX Runtime.
 _LAZY = {
+    "calibrate": "qcompiler.api",
     "compile": "qcompiler.api",
     "load": "qcompiler.api",
     "CompiledModel": "qcompiler.compiler",
     "Decisions": "qcompiler.decisions",
     "Recipe": "qcompiler.recipes.recipe",
+    "SourceOptions": "qcompiler.calibration.source_options",
+    "Statistics": "qcompiler.calibration.statistics",
 }
 
 

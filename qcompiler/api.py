@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 from qcompiler.backends.onnxruntime import OrtEngine
+from qcompiler.calibration.source_options import SourceOptions
+from qcompiler.calibration.statistics import Parts, Statistics
 from qcompiler.compiler import Calibration, CompiledModel, ModelSource, Options, Progress, compile_model
 from qcompiler.decisions import Decisions
 from qcompiler.engine import EngineOptions, Runner
@@ -33,6 +36,11 @@ def compile(
     random_calibration: int = 0,
     opset: int | None = None,
     progress: Progress | None = None,
+    synthetic_calibration: int = 0,
+    sources: SourceOptions | None = None,
+    calibration_memory: int | None = None,
+    executor: Executor | str | None = None,
+    scheduler: str | None = None,
 ) -> CompiledModel:
     """Compile a float or QDQ model into a quantized one that is measured to be faster and close enough.
 
@@ -41,7 +49,9 @@ def compile(
         target: name of a capability table, or ``host`` for this processor.
         recipe: a recipe's name, the path of a .toml, or a `Recipe`.
         calibration: feeds as a re-iterable of ``{input: array}``, a callable that returns an iterator, a plain
-            iterator, or a path (.npz, folder, ``file.py:function``). A fifth of the feeds is set aside for checking.
+            iterator, or a path (.npz, folder of arrays, images or text, ``file.py:function``). A fifth of the feeds is
+            set aside for checking. Or what `calibrate` returned, or a path of such statistics (.qcal): accuracy is then
+            measured on ``evaluation`` only.
         overrides: path of a .toml with ``[[override]]`` rows: match (glob), form, estimator.
         budget: bounds such as ``"drop<=0.5pt"``, ``"drop<=1%"``, ``"sqnr>=30"``.
         metric: function (outputs per feed, feeds) -> float, more is better; for drop budgets.
@@ -57,6 +67,11 @@ def compile(
         random_calibration: calibrate with this many random feeds instead of data (the report warns).
         opset: ONNX operator set of the result; by default the one it was compiled in.
         progress: called with one line per step; silent by default.
+        synthetic_calibration: calibrate with this many feeds made up from the graph instead of data (the report warns).
+        sources: how images, text and arrays become feeds.
+        calibration_memory: bytes that observed values may take at a time; default a quarter of what is free.
+        executor: where calibration runs: a ``concurrent.futures.Executor``, or a text as for `calibrate`.
+        scheduler: address of a Dask scheduler.
 
     Returns:
         The compiled model with its decisions, remarks and report.
@@ -66,9 +81,65 @@ def compile(
     """
     options = Options(
         target, recipe, calibration, overrides, budget, metric, evaluation, shapes, decisions, dump, threads, guard,
-        emit, min_sqnr, random_calibration, progress, opset,
+        emit, min_sqnr, random_calibration, progress, opset, synthetic_calibration=synthetic_calibration,
+        sources=sources or SourceOptions(), calibration_memory=calibration_memory, executor=executor,
+        scheduler=scheduler,
     )  # fmt: skip
     return compile_model(model, options)
+
+
+def calibrate(
+    model: ModelSource,
+    feeds: Calibration | None,
+    *,
+    estimators: Sequence[str] | None = None,
+    memory: int | None = None,
+    executor: Executor | str | None = None,
+    scheduler: str | None = None,
+    threads: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    sources: SourceOptions | None = None,
+    synthetic: int = 0,
+    parts: Mapping[str, Parts] | None = None,
+    until_stable: float | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Statistics:
+    """Gather statistics of every value that some target could quantize, in one pass of bounded memory.
+
+    The statistics serve any target, recipe and estimator: ``compile(calibration=statistics)``. They are the same bit
+    for bit whatever the executor, the memory and the order in which workers finish.
+
+    Args:
+        model: as for `compile`.
+        feeds: as for `compile`; a plain iterator is read once and never stored.
+        estimators: range estimators whose ranges are written beside the statistics, such as ``percentile:99.99``.
+        memory: bytes that observed values may take at a time; default a quarter of what is free.
+        executor: a ``concurrent.futures.Executor``, such as Dask's ``client.get_executor()``, or ``inline``,
+            ``threads`` (the default), ``threads:N``, ``processes``, ``processes:N``, ``dask``.
+        scheduler: address of the Dask scheduler for ``dask``.
+        threads: threads inside one operator, which results may depend on.
+        shapes: input name to lengths, where axes are open.
+        sources: how images, text and arrays become feeds.
+        synthetic: make this many feeds up from the graph; ``feeds`` is then None.
+        parts: values that are wanted per channel or block as well: ``{"x": Parts(axis=1)}``; see `Statistics.ranges`.
+        until_stable: stop when, over two checks in a row, 95 % of the ranges moved by no more than this share.
+        output: a .qcal file to write. If it exists and is of the same model, data and engine, nothing runs.
+        resume: go on from where an interrupted run with the same ``output`` stopped.
+        progress: called with feeds done and, where known, their number.
+
+    Raises:
+        CalibrationError: no feed, a feed that does not fit the model, or NaN in a tensor (names sample and tensor).
+    """
+    from qcompiler.calibrator import DEFAULT_ESTIMATORS, CalibrationOptions, calibrate_model
+
+    options = CalibrationOptions(
+        tuple(estimators) if estimators is not None else DEFAULT_ESTIMATORS, memory, executor, scheduler, threads,
+        shapes, sources or SourceOptions(), synthetic, parts or {}, until_stable,
+        None if output is None else Path(output), resume, progress,
+    )  # fmt: skip
+    return calibrate_model(model, feeds, options).statistics
 
 
 def load(path: str | Path, *, threads: int = 0) -> Runner:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from qcompiler import __version__
 from qcompiler.cli_bench import bench_command
+from qcompiler.cli_calibrate import calibrate_command
 from qcompiler.cli_compile import compile_command
 from qcompiler.cli_demo import demo_command
 from qcompiler.cli_lists import inspect_command, passes_command, patterns_command, targets_command
@@ -94,6 +95,7 @@ def start(
 
 
 app.command("compile")(compile_command)
+app.command("calibrate")(calibrate_command)
 app.command("opt")(opt_command)
 app.command("inspect")(inspect_command)
 app.command("bench")(bench_command)

@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qcompiler.cli_data import (
+    DataSettings,
+    ExecutorName,
+    Images,
+    Memory,
+    Scheduler,
+    Synthetic,
+    Tokenizer,
+    parse_memory,
+    read_source_options,
+)
 from qcompiler.cli_files import check_new_folder, check_outputs
 from qcompiler.cli_options import (
     SOURCE_HELP,
@@ -39,7 +50,14 @@ def compile_command(
     target: Target = "host",
     recipe: Annotated[str, typer.Option(help="int8, int8-static, int8-dynamic, or the path of a .toml.")] = "int8",
     calibration: Source = None,
+    synthetic: Synthetic = None,
     random_calibration: RandomFeeds = None,
+    images: Images = None,
+    tokenizer: Tokenizer = None,
+    data: DataSettings = None,
+    memory: Memory = None,
+    executor: ExecutorName = None,
+    scheduler: Scheduler = None,
     override: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .toml with [[override]] rows: match (glob), form, estimator.")
     ] = None,
@@ -79,8 +97,8 @@ def compile_command(
     from qcompiler.compiler import decisions_path
 
     check_decibels(min_sqnr)
-    if calibration is not None and random_calibration is not None:
-        raise CalibrationError("give either --calibration or --random-calibration, not both")
+    if sum(given is not None for given in (calibration, synthetic, random_calibration)) > 1:
+        raise CalibrationError("give one of --calibration, --synthetic and --random-calibration")
     check_outputs({"output": output}, {"model": model})
     record = decisions_path(output)
     check_outputs(
@@ -89,7 +107,8 @@ def compile_command(
     )
     check_new_folder(dump, "the dump")
     score = None if metric is None else load_metric(metric)
-    lengths = parse_shapes(shapes)
+    lengths, size = parse_shapes(shapes), parse_memory(memory)
+    sources = read_source_options(images, tokenizer, data)
 
     from qcompiler.api import compile as compile_api
 
@@ -99,6 +118,8 @@ def compile_command(
             metric=score, evaluation=evaluation, shapes=lengths or None, decisions=decisions, dump=dump,
             threads=threads, guard=guard, emit="auto" if emit is None else emit.value, min_sqnr=min_sqnr,
             random_calibration=random_calibration or 0, opset=opset, progress=progress,
+            synthetic_calibration=synthetic or 0, sources=sources, calibration_memory=size, executor=executor,
+            scheduler=scheduler,
         )  # fmt: skip
         written = write_results(compiled, output, report)
     if quiet:

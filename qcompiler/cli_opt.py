@@ -191,6 +191,7 @@ def _start(
 
     from qcompiler.backends.onnxruntime import OrtEngine
     from qcompiler.calibration.readers import as_feed_source, random_feeds
+    from qcompiler.dataset import read_statistics
     from qcompiler.engine import EngineOptions
     from qcompiler.ir.importer import import_model
     from qcompiler.ir.phase import Phase
@@ -203,6 +204,9 @@ def _start(
     state = CompileState(import_model(model, shapes=shapes or None), table)
     if calibration is None and random_calibration is None:
         return state, None
+    if calibration is not None and (known := read_statistics(Path(calibration))) is not None:
+        state.statistics = known
+        return state, None
     inputs = OrtEngine().load(state.model, replace(EngineOptions(), optimize=False)).inputs
     source = calibration if calibration is not None else random_feeds(inputs, random_calibration or 1)
     feeds = as_feed_source(source, inputs)
@@ -214,8 +218,8 @@ def _observed(state: CompileState, pipeline: Pipeline, feeds: FeedSource) -> Sta
     """Calibrate the graph that the planning pass will meet, if the pipeline has one."""
     from qcompiler.backends.onnxruntime import OrtEngine
     from qcompiler.calibration.observe import observe
-    from qcompiler.decider import wanted_values
     from qcompiler.ir.phase import Phase
+    from qcompiler.observed import wanted_values
     from qcompiler.pipeline.pipeline import Pipeline
     from qcompiler.targets.groups import find_groups
 

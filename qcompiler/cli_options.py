@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qcompiler.engine import Array, Feeds
     from qcompiler.search.quality import Metric
 
-SOURCE_HELP = "an .npz, a folder of .npz, test_data_set_* folders, or file.py:function"
+SOURCE_HELP = "an .npz, a folder (.npz, .npy, images, test_data_set_*), text, a .qcal, or file.py:function"
 
 Target = Annotated[str, typer.Option(help="Capability table, or 'host' for this processor (see: qcompiler targets).")]
 Source = Annotated[str | None, typer.Option("--calibration", metavar="SRC", help=f"Calibration feeds: {SOURCE_HELP}.")]

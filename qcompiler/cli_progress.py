@@ -9,7 +9,16 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _STEP = re.compile(r"[\d:].*")
 
@@ -32,6 +41,33 @@ def progress_lines(quiet: bool, console: Console | None = None) -> Iterator[Call
         lines = _Lines(bar, bar.add_task("start", total=None))
         yield lines.show
         lines.finish()
+
+
+@contextmanager
+def progress_feeds(quiet: bool, console: Console | None = None) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Give what takes (feeds done, feeds in all or None): it shows a bar with rate and remaining time on stderr.
+
+    Args:
+        quiet: show nothing.
+        console: where to; stderr by default. One that is no terminal shows nothing.
+    """
+    console = console or Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("calibrate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
+        task = bar.add_task("calibrate", total=None, rate="")
+        began = time.perf_counter()
+
+        def show(done: int, total: int | None) -> None:
+            seconds = time.perf_counter() - began
+            bar.update(task, completed=done, total=total, rate=f"{done / max(seconds, 1e-9):.1f} feeds/s")
+
+        yield show
 
 
 class _Lines:

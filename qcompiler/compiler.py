@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +16,12 @@ import onnx_ir as ir
 
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Proof
-from qcompiler.calibration.observe import observe
-from qcompiler.calibration.readers import FeedSource, as_feed_source, random_feeds
+from qcompiler.calibration.source_options import SourceOptions
 from qcompiler.calibration.statistics import Statistics
-from qcompiler.decider import Decider, Setting, wanted_values
+from qcompiler.dataset import DataOptions, open_dataset
+from qcompiler.decider import Decider, Setting
 from qcompiler.decisions import Decisions
-from qcompiler.engine import EngineOptions, Feeds, TensorInfo
+from qcompiler.engine import EngineOptions, Feeds
 from qcompiler.errors import BudgetError, ModelError, PassError, TargetError
 from qcompiler.ir.analysis import macs
 from qcompiler.ir.importer import import_model
@@ -46,11 +46,8 @@ from qcompiler.targets.target import Target, load_target
 from qcompiler.workshop import Build, Workshop
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
-Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]]
+Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]] | Statistics
 Progress = Callable[[str], None]
-
-_MOST_HELD_OUT = 16
-"""Evaluation feeds that serve the accuracy guard where there is no calibration data."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,19 @@ class Options:
     progress: Progress | None = None
     opset: int | None = None
     stopwatch: Stopwatch | None = None
+    synthetic_calibration: int = 0
+    sources: SourceOptions = field(default_factory=SourceOptions)
+    calibration_memory: int | None = None
+    executor: Executor | str | None = None
+    scheduler: str | None = None
+
+    @property
+    def data(self) -> DataOptions:
+        """Return what is said about data."""
+        return DataOptions(
+            self.calibration, self.evaluation, self.random_calibration, self.synthetic_calibration, self.sources,
+            self.calibration_memory, self.executor, self.scheduler,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,7 @@ class _Compilation:
         self.given = given
         self.bytes_before = _size_of(self.source, given)
         self.runner = self.engine.load(given, replace(self.engine_options, optimize=False))
-        self._read_data(self.runner.inputs)
+        self.data = open_dataset(self.options.data, given, self.runner.inputs, self.warnings)
         self.instruments: list[Instrument] = [VerifyInstrument(), _Log(self)]
         if self.options.dump is not None:
             self.instruments.append(DumpInstrument(self.options.dump))
@@ -177,11 +187,12 @@ class _Compilation:
         self.workshop = Workshop(
             state, self.engine, self.engine_options, self.options.emit, self.recipe.estimator, given=self.reference
         )
-        self._calibrate(state)
+        self.data.observe(state.model, self.workshop.groups, self.engine, self.options.data, self._say)
+        state.statistics = self.data.statistics
         pinned, estimators = self.recipe.pinned({g.name: g.legal for g in self.workshop.groups})
         state.estimators = estimators
         self.judge = self._judge()
-        self.decider = Decider(self._setting(pinned), self.workshop, self.statistics, self.warnings)
+        self.decider = Decider(self._setting(pinned), self.workshop, self.data.statistics, self.warnings)
         if self.decisions is not None:
             self._check_decisions(self.decisions)
             forms, engine_forms = self.decider.replay(self.decisions)
@@ -246,52 +257,6 @@ class _Compilation:
         if self.options.progress is not None:
             self.options.progress(text)
 
-    def _read_data(self, inputs: Sequence[TensorInfo]) -> None:
-        options = self.options
-        self.evaluation = as_feed_source(options.evaluation, inputs) if options.evaluation is not None else None
-        self.feeds: FeedSource | None = None
-        if options.calibration is not None:
-            self.feeds = as_feed_source(options.calibration, inputs)
-        elif options.random_calibration:
-            self.feeds = as_feed_source(random_feeds(inputs, options.random_calibration), inputs)
-            self.warnings.append(
-                "calibrated with random data, as asked: ranges and accuracy figures say nothing about real data"
-            )
-        elif self.evaluation is not None:
-            self.warnings.append(
-                "no calibration data: only dynamic forms were considered, and evaluation feeds serve the accuracy "
-                "guard; give --calibration SRC for static forms"
-            )
-        else:
-            self.warnings.append(
-                "no calibration data: only dynamic forms were considered and accuracy was not measured; "
-                "give --calibration SRC for static forms and the accuracy guard"
-            )
-
-    # ---- data -------------------------------------------------------------------------------------------------
-
-    def _calibrate(self, state: CompileState) -> None:
-        self.statistics: Statistics | None = None
-        self.ranges: FeedSource | None = None
-        self.held_out: list[Feeds] = []
-        if self.feeds is None:
-            # Without this a budget on the metric would go unchecked.
-            if self.evaluation is not None:
-                self.held_out = list(itertools.islice(self.evaluation, _MOST_HELD_OUT))
-            return
-        split = self.feeds.split()
-        if split.shared:
-            self.warnings.append("a single calibration feed serves for ranges and for checking alike; give more feeds")
-        names = list(dict.fromkeys(wanted_values(state.model, self.workshop.groups)))
-
-        def report(done: int, total: int | None) -> None:
-            self._say(f"calibrate {done}" + (f"/{total}" if total else ""))
-
-        self.statistics = observe(state.model, names, split.ranges, self.engine, threads=1, progress=report)
-        state.statistics = self.statistics
-        self.held_out = list(split.held_out)
-        self.ranges = split.ranges
-
     # ---- decisions --------------------------------------------------------------------------------------------
 
     def _setting(self, pinned: Mapping[str, Form]) -> Setting:
@@ -306,8 +271,8 @@ class _Compilation:
             min_sqnr=options.min_sqnr,
             pinned=pinned,
             guard=options.guard and self.here,
-            ranges=self.ranges,
-            held_out=self.held_out,
+            ranges=self.data.ranges,
+            held_out=self.data.held_out,
             judge=self.judge,
             stopwatch=options.stopwatch,
             say=self._say,
@@ -330,11 +295,11 @@ class _Compilation:
             )
 
     def _judge(self) -> Judge | None:
-        if not self.held_out:
+        if not self.data.held_out:
             return None
-        evaluation = list(self.evaluation) if self.evaluation is not None else []
+        evaluation = list(self.data.evaluation) if self.data.evaluation is not None else []
         return Judge(
-            self.engine, self.reference, self.held_out, class_like_outputs(self.workshop.base.model),
+            self.engine, self.reference, self.data.held_out, class_like_outputs(self.workshop.base.model),
             self.engine_options, self.options.metric, evaluation,
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,10 @@ from qcompiler.calibration.statistics import Statistics
 from qcompiler.decisions import Decisions
 from qcompiler.engine import Engine, EngineOptions, Feeds, TensorInfo
 from qcompiler.errors import CalibrationError
-from qcompiler.ir.graph import is_float
+from qcompiler.estimating import choose_estimators
+from qcompiler.observed import wanted_values
 from qcompiler.quant.plan import Form
+from qcompiler.quant.spec import RangeSource
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound
 from qcompiler.search.budget import Budget
@@ -22,13 +24,9 @@ from qcompiler.search.candidates import candidate_sets
 from qcompiler.search.quality import Judge, Quality
 from qcompiler.search.speed import SpeedSearch
 from qcompiler.search.timing import EngineStopwatch, Stopwatch
-from qcompiler.smoother import apply_smoothing, measure_channels, try_smoothing
-from qcompiler.targets.groups import Group
+from qcompiler.smoother import apply_smoothing, smoothable_channels, try_smoothing
 from qcompiler.targets.placement import Policy, propose
 from qcompiler.workshop import AS_GIVEN, Workshop
-
-ESTIMATOR_CHOICES = ("min-max", "percentile:99.999", "percentile:99.99", "auto")
-"""Range estimators that the recipe's ``auto`` compares on set-aside feeds."""
 
 Say = Callable[[str], None]
 
@@ -89,7 +87,7 @@ class Decider:
 
     setting: Setting
     workshop: Workshop
-    statistics: Statistics | None
+    statistics: RangeSource | None
     warnings: list[str]
     figures: dict[str, Any] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
@@ -132,6 +130,8 @@ class Decider:
             # A model that was quantized already keeps on integers what ran there, with its own numbers.
             forms = propose(self.workshop.groups, static if imported else default, pinned)
             self.workshop.learn_emission(forms)
+            if not imported:
+                self._choose_estimator(forms, engine_forms)
         if setting.judge is not None:
             guarded = self._guard_accuracy(forms, engine_forms)
             if guarded != forms and self.search is not None:
@@ -144,7 +144,7 @@ class Decider:
 
     def _try_smoothing(self, feed: Feeds) -> None:
         """Go on with the smoothed graph if smoothing was measured to pay."""
-        if self.setting.judge is None or self.statistics is None or self.setting.ranges is None:
+        if self.setting.judge is None or not isinstance(self.statistics, Statistics) or self.setting.ranges is None:
             return
         if not any("dynamic" in g.legal and g.root.op_type != "LSTM" for g in self.workshop.groups):
             return
@@ -160,9 +160,9 @@ class Decider:
         """Smooth as an earlier build did."""
         if not alphas:
             return
-        if self.statistics is None or self.setting.ranges is None:
+        if not isinstance(self.statistics, Statistics) or self.setting.ranges is None:
             raise CalibrationError("the decisions record smooths activations; give the calibration data of that build")
-        channels = measure_channels(self.workshop, self.setting.ranges)
+        channels = smoothable_channels(self.workshop, self.statistics)
         self.workshop, self.statistics = apply_smoothing(
             self.workshop, self.statistics, channels, alphas, self.setting.ranges
         )
@@ -217,20 +217,17 @@ class Decider:
         return {name: made.forms.get(name, "float") for name in forms}
 
     def _choose_estimator(self, static: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
-        """Keep the range estimator under which the static variant comes closest to float on set-aside feeds."""
+        """Keep the range estimators, per region, under which the static variant comes closest to float."""
         if (
             self.setting.judge is None
             or self.setting.recipe.estimator != "auto"
             or all(f == "float" for f in static.values())
         ):
             return
-        self.setting.say("choose the range estimator")
-        measured: dict[str, float] = {}
-        for name in ESTIMATOR_CHOICES:
-            self.workshop.estimator = name
-            measured[name] = round(self.setting.judge(self.workshop.build(static, engine_forms).model).worst, 2)
-        self.workshop.estimator = max(measured, key=lambda name: measured[name])
-        self.figures["estimators_db"] = measured
+        self.setting.say("choose the range estimators")
+        found = choose_estimators(self.workshop, static, engine_forms, self.setting.held_out, self.setting.ranges or ())
+        self.figures["estimators_db"] = {**found.whole_db, "chosen": found.sqnr_db}
+        self.figures["estimators_tried"] = found.tried
 
     def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
         if all(f == "float" for f in forms.values()):
@@ -338,14 +335,3 @@ class Decider:
                 engine_forms, ratio = {AS_GIVEN: "keep"}, (1.0, 1.0)
         self.speedup = ratio
         return forms, engine_forms
-
-
-def wanted_values(model: ir.Model, groups: Sequence[Group]) -> Iterator[str]:
-    """Yield the float values whose ranges any form may need, and the scores of every Softmax."""
-    for group in groups:
-        for value in (*group.data, *group.results, group.float_result):
-            if is_float(value):
-                yield str(value.name)
-    for node in model.graph.all_nodes():
-        if node.op_type == "Softmax" and node.inputs[0] is not None:
-            yield str(node.inputs[0].name)

@@ -32,10 +32,26 @@ class EngineOptions:
     Attributes:
         threads: threads inside one operator; 0 leaves the choice to the engine.
         optimize: let the engine rewrite the graph (off for reference runs and observation).
+        shared_pool: take memory from one pool that all such sessions of the process share, rather than one each (for
+            models that run in pieces).
     """
 
     threads: int = 1
     optimize: bool = True
+    shared_pool: bool = False
+
+
+class EngineValue(Protocol):
+    """A value that an engine holds, of any ONNX type; passed from run to run without a copy."""
+
+    @property
+    def type(self) -> ir.TypeProtocol:
+        """Return its ONNX type."""
+        ...
+
+    def array(self) -> Array:
+        """Return a tensor's numbers, without a copy where the engine's memory can be read; not to be written to."""
+        ...
 
 
 class Runner(Protocol):
@@ -53,6 +69,10 @@ class Runner(Protocol):
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once and return the named outputs (all by default)."""
+        ...
+
+    def run_values(self, values: Mapping[str, EngineValue], outputs: Sequence[str]) -> dict[str, EngineValue]:
+        """Run once on the engine's own values and return the named outputs as such."""
         ...
 
 
@@ -93,6 +113,10 @@ class Engine(Protocol):
         Raises:
             ModelError: the engine refuses the model; the text carries the engine's reason.
         """
+        ...
+
+    def value(self, array: Array) -> EngineValue:
+        """Return a tensor as a value of the engine; the array may be shared, so it must not be written to."""
         ...
 
     def profile(self, model: ModelLike, feeds: Feeds, options: EngineOptions, rounds: int) -> Profile:

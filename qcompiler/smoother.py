@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qcompiler.calibration.channels import ChannelStatistics, observe_channels
 from qcompiler.calibration.observe import observe
-from qcompiler.calibration.statistics import Statistics
+from qcompiler.calibration.statistics import ChannelExtremes, Statistics
 from qcompiler.engine import Feeds
 from qcompiler.ir.graph import const_array
 from qcompiler.passes.smooth_activations import SmoothActivations, changed_values, const_rows, matmul_families
@@ -44,22 +43,28 @@ class Smoothing:
     figures: dict[str, float]
 
 
-def measure_channels(workshop: Workshop, feeds: Iterable[Feeds]) -> dict[str, ChannelStatistics]:
-    """Observe every activation that a product with constant weights reads, per channel."""
-    base = workshop.base
-    families = matmul_families(workshop.groups, base.model.graph)
-    names = [n for n, family in families.items() if const_rows(family[0]) > 1]
-    return observe_channels(base.model, names, feeds, workshop.engine)
+def smoothable_channels(workshop: Workshop, statistics: Statistics) -> dict[str, ChannelExtremes]:
+    """Return what calibration saw per channel of every activation that a product with constant weights reads."""
+    found: dict[str, ChannelExtremes] = {}
+    for name, family in matmul_families(workshop.groups, workshop.base.model.graph).items():
+        seen = statistics.tensors[name].channels if name in statistics.tensors else None
+        if seen is None or seen.axis != -1 or seen.squares is None or seen.low.shape != (const_rows(family[0]),):
+            continue
+        if np.isfinite(seen.reach).all():
+            found[name] = seen
+    return found
 
 
-def choose_alphas(workshop: Workshop, channels: Mapping[str, ChannelStatistics]) -> dict[str, float]:
+def choose_alphas(workshop: Workshop, channels: Mapping[str, ChannelExtremes]) -> dict[str, float]:
     """Return alpha per activation whose smoothing is expected to pay, by the error of its products."""
     alphas: dict[str, float] = {}
     for name, family in matmul_families(workshop.groups, workshop.base.model.graph).items():
-        seen = channels.get(name)
-        if seen is None or seen.low.shape != (const_rows(family[0]),) or not np.isfinite(seen.reach).all():
+        if name not in channels:
             continue
-        alpha, factor = best_alpha(seen.low, seen.high, seen.mean_square, _weights(family))
+        seen = channels[name]
+        low, high = seen.low.astype(np.float64), seen.high.astype(np.float64)
+        assert seen.mean_square is not None
+        alpha, factor = best_alpha(low, high, seen.mean_square, _weights(family))
         if factor >= LEAST_FACTOR:
             alphas[name] = alpha
     return alphas
@@ -68,7 +73,7 @@ def choose_alphas(workshop: Workshop, channels: Mapping[str, ChannelStatistics])
 def apply_smoothing(
     workshop: Workshop,
     statistics: Statistics,
-    channels: Mapping[str, ChannelStatistics],
+    channels: Mapping[str, ChannelExtremes],
     alphas: Mapping[str, float],
     feeds: Iterable[Feeds],
     instruments: Iterable[Instrument] = (),
@@ -78,7 +83,7 @@ def apply_smoothing(
     families = matmul_families(workshop.groups, workshop.base.model.graph)
     for name, alpha in alphas.items():
         if name in families and name in channels:
-            scale: Float = smoothing_scale(channels[name].reach, _weights(families[name]), alpha)
+            scale: Float = smoothing_scale(channels[name].reach.astype(np.float64), _weights(families[name]), alpha)
             state.smoothing[name] = tuple(scale.tolist())
     state.quantized = {}
     Pipeline((SmoothActivations(),)).run(state, tuple(instruments))
@@ -96,7 +101,7 @@ def try_smoothing(
     It pays if it gains at least `LEAST_GAIN_DB`, and `DB_PER_PERCENT` for each percent of latency that the inserted
     multiplications cost: the rate at which the accuracy guard trades the two.
     """
-    channels = measure_channels(workshop, feeds)
+    channels = smoothable_channels(workshop, statistics)
     alphas = choose_alphas(workshop, channels)
     if not alphas:
         return None

@@ -129,3 +129,17 @@ def test_an_imported_model_survives_the_safe_form() -> None:
     model = reference("resnet8_cifar10_int8")
     made = qcompiler.compile(model.path, target="ort-generic", calibration=model.calib, guard=False)
     assert drop(model.name, made.session(threads=1)) <= 1.0
+
+
+@COVERED
+def test_silero_vad_says_of_every_node_what_became_of_it() -> None:
+    """It holds one network per sampling rate in the branches of an If, and every feed has the same rate."""
+    made = compiled("silero_vad")
+    groups = made.report.to_dict()["groups"]
+    assert all(g["why"].startswith(f"{g['form']}: ") for g in groups)
+    idle = [g for g in groups if g["operator"] == "Conv" and "never-observed" in g["why"]]
+    busy = [g for g in groups if g["operator"] == "Conv" and "never-observed" not in g["why"]]
+    assert len(idle) == len(busy) == 6
+    assert ({g["form"] for g in idle}, {g["form"] for g in busy}) == ({"float"}, {"static"})
+    assert {r.node for r in made.remarks if r.reason == "never-observed"} >= {g["group"] for g in idle}
+    assert {g["form"] for g in groups if g["operator"] == "LSTM"} == {"dynamic"}

@@ -7,10 +7,10 @@ import json
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from qcompiler.engine import Array, EngineOptions, Feeds, ModelLike, NodeCost, Profile, TensorInfo
+from qcompiler.engine import Array, EngineOptions, EngineValue, Feeds, ModelLike, NodeCost, Profile, TensorInfo
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.ir.serialize import MAX_INLINE_BYTES, save_model, to_bytes, weight_bytes
 
@@ -51,6 +51,70 @@ def _array(value: ort.OrtValue) -> Array:
     shape = value.shape()
     data = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
     return np.frombuffer(data, _BFLOAT16).reshape(shape)
+
+
+@dataclass(frozen=True)
+class OrtEngineValue:
+    """An ``OrtValue`` as an `qcompiler.engine.EngineValue`."""
+
+    value: ort.OrtValue
+
+    @cached_property
+    def type(self) -> ir.TypeProtocol:
+        """Return the ONNX type."""
+        return _type(self.value.data_type())
+
+    def array(self) -> Array:
+        """Return the numbers, a view of ONNX Runtime's memory that keeps this value alive."""
+        text = self.value.data_type()
+        if text == "tensor(string)" or not text.startswith("tensor("):
+            return cast(Array, self.value.numpy())
+        shape, dtype = self.value.shape(), _dtype(text)
+        if dtype.hasobject:  # a type that NumPy has no equal of
+            return _array(self.value)
+        size = math.prod(shape) * dtype.itemsize
+        if size == 0:
+            return np.zeros(shape, dtype)
+        memory = (ctypes.c_char * size).from_address(self.value.data_ptr())
+        memory.owner = self.value  # ctypes arrays take attributes; freed with the view
+        made = np.frombuffer(memory, dtype).reshape(shape)
+        made.flags.writeable = False
+        return made
+
+
+@dataclass(frozen=True)
+class TextValue:
+    """A tensor of strings, which ONNX Runtime's binding takes as an array only."""
+
+    text: Array
+
+    @property
+    def type(self) -> ir.TypeProtocol:
+        """Return the ONNX type."""
+        return ir.TensorType(ir.DataType.STRING)
+
+    def array(self) -> Array:
+        """Return the strings."""
+        return self.text
+
+
+def _type(text: str) -> ir.TypeProtocol:
+    """Read ONNX Runtime's text of a type, such as ``seq(tensor(float))``."""
+    outer, _, inner = text.removesuffix(")").partition("(")
+    if outer == "seq":
+        return ir.SequenceType(_type(inner))
+    if outer == "optional":
+        return ir.OptionalType(_type(inner))
+    return ir.TensorType(ir.DataType[inner.upper()])
+
+
+def engine_value(array: Array) -> EngineValue:
+    """Return a tensor as a value of ONNX Runtime, which shares its memory."""
+    if array.dtype.kind in "OSU":
+        return TextValue(array)
+    if array.dtype == _BFLOAT16:
+        return OrtEngineValue(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(ir.DataType.BFLOAT16)))
+    return OrtEngineValue(ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")))  # which keeps rank 0
 
 
 def _first_line(error: Exception) -> str:
@@ -89,6 +153,22 @@ class OrtRunner:
             raise CalibrationError(f"onnxruntime could not run the model on this feed: {_first_line(error)}") from error
         return dict(zip(names, results, strict=True))
 
+    def run_values(self, values: Mapping[str, EngineValue], outputs: Sequence[str]) -> dict[str, EngineValue]:
+        """Run once on ONNX Runtime's own values.
+
+        Raises:
+            CalibrationError: the engine stops; the text is its own.
+        """
+        try:
+            if any(isinstance(value, TextValue) for value in values.values()):
+                arrays = self.session.run(list(outputs), {name: value.array() for name, value in values.items()})
+                return {name: engine_value(np.asarray(array)) for name, array in zip(outputs, arrays, strict=True)}
+            given = {name: cast(OrtEngineValue, value).value for name, value in values.items()}
+            results = self.session.run_with_ort_values(list(outputs), given)
+        except Exception as error:  # the binding raises a dozen unrelated types
+            raise CalibrationError(f"onnxruntime could not run the model on this feed: {_first_line(error)}") from error
+        return {name: OrtEngineValue(result) for name, result in zip(outputs, results, strict=True)}
+
     def _run_ort_values(self, feeds: Feeds, names: list[str]) -> dict[str, Array]:
         """Run through OrtValue, the only way in for bfloat16."""
         values = {
@@ -126,6 +206,10 @@ class OrtEngine:
             except Exception as error:  # the binding raises a dozen unrelated types
                 raise ModelError(f"onnxruntime {self.version} refuses the model: {_first_line(error)}") from error
 
+    def value(self, array: Array) -> EngineValue:
+        """Return a tensor as a value of ONNX Runtime."""
+        return engine_value(array)
+
     def profile(self, model: ModelLike, feeds: Feeds, options: EngineOptions, rounds: int) -> Profile:
         """Run ``rounds`` times under ONNX Runtime's profiler.
 
@@ -162,7 +246,20 @@ def _session_options(options: EngineOptions) -> ort.SessionOptions:
     made.inter_op_num_threads = 1
     made.log_severity_level = 4
     made.graph_optimization_level = _LEVELS[options.optimize]
+    if options.shared_pool:
+        _register_pool()
+        made.add_session_config_entry("session.use_env_allocators", "1")
     return made
+
+
+@cache
+def _register_pool() -> None:
+    """Register an arena that sessions may share; it grows by what is asked for, not in powers of two."""
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    grow = {"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    # Raises where the process has registered one for itself: that one serves as well.
+    with suppress(RuntimeError):
+        ort.create_and_register_allocator(info, ort.OrtArenaCfg(grow))
 
 
 @contextmanager

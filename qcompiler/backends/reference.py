@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from qcompiler.backends.reference_loop import Loop
 from qcompiler.engine import Array, EngineOptions, Feeds, ModelLike, Profile, TensorInfo
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.ir.graph import attr_int, attr_str, is_op, shape_of
@@ -299,7 +300,7 @@ def _load(model: ModelLike, gaps: list[Gap] | None) -> ReferenceRunner:
     functions = [f for f in graph.functions.values() if f.domain == DOMAIN and has_integer_truth(f)]
     operators = [_operator(f, gaps) for f in functions]
     try:
-        evaluator = ReferenceEvaluator(to_bytes(graph), new_ops=[*operators, DynamicQuantizeLinear])
+        evaluator = ReferenceEvaluator(to_bytes(graph), new_ops=[*operators, DynamicQuantizeLinear, Loop])
     except Exception as error:  # missing operators are RuntimeError, NotImplementedError or TypeError
         raise ModelError(f"onnx's reference evaluator refuses the model: {error}") from error
     return ReferenceRunner(evaluator, _infos(graph.graph.inputs), _infos(graph.graph.outputs))

@@ -1,272 +1,272 @@
-"""Where feeds come from: arrays, callables, iterators, files and folders; validated before any of them is run."""
+"""Where feeds come from: arrays, callables, iterators, data sets, files and folders."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import itertools
+import json
 import re
 import sys
-import tempfile
-import weakref
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
-import numpy as np
-import onnx
-from onnx import numpy_helper
-
-from qcompiler.engine import Array, Feeds, TensorInfo
+from qcompiler.calibration.arrays import CHUNK, npy_feeds, npz_feeds, onnx_feed
+from qcompiler.calibration.feed_source import FeedSource, Split, Spool, validate
+from qcompiler.calibration.image_options import ImageOptions, is_image_input, parse_image_options, plan_images
+from qcompiler.calibration.images import SUFFIXES, find_images, natural, need_pillow
+from qcompiler.calibration.objects import (
+    dataset_identity,
+    is_dataset,
+    is_loader,
+    is_shuffled,
+    plain_feeds,
+    refuse_dataset_dict,
+)
+from qcompiler.calibration.rows import batch_size, plan_rows, row_feeds
+from qcompiler.calibration.source_options import SourceOptions, file_digest
+from qcompiler.calibration.synthetic import random_feeds, synthetic_feeds
+from qcompiler.calibration.texts import load_tokenizer
+from qcompiler.engine import Feeds, TensorInfo
 from qcompiler.errors import CalibrationError
 
+__all__ = [
+    "CHUNK",
+    "FeedSource",
+    "ImageOptions",
+    "Source",
+    "SourceOptions",
+    "Split",
+    "as_feed_source",
+    "load_function",
+    "parse_image_options",
+    "random_feeds",
+    "read_source",
+    "synthetic_feeds",
+    "validate",
+]
+
 Source = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]]
-CHUNK = 32
-"""Rows per feed when an array is cut for a model whose batch axis is open."""
+PICTURE = "image"
+"""Column of the pictures in a folder."""
+
+_Item = TypeVar("_Item")
 
 
-@dataclass(frozen=True)
-class Split:
-    """Feeds for range-finding, feeds set aside for checking, and whether they are the same ones."""
-
-    ranges: FeedSource
-    held_out: FeedSource
-    shared: bool = False
-
-
-class FeedSource:
-    """A re-iterable, validated sequence of feeds.
-
-    Attributes:
-        inputs: what each feed must give.
-        identity: digest of the data where it is cheap to have (files), else None.
-    """
-
-    def __init__(
-        self,
-        start: Callable[[], Iterable[Feeds]],
-        inputs: Sequence[TensorInfo],
-        identity: str | None = None,
-        length: int | None = None,
-    ) -> None:
-        self._start, self.inputs, self.identity = start, tuple(inputs), identity
-        self._length = length
-
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        count = 0
-        try:
-            for index, feed in enumerate(self._start()):
-                count += 1
-                yield validate(feed, self.inputs, index)
-        except CalibrationError:
-            raise
-        except Exception as error:  # the user's own code may raise anything
-            raise CalibrationError(f"reading sample {count} failed: {type(error).__name__}: {error}") from error
-        if count == 0:
-            raise CalibrationError("the calibration source is empty; give at least one feed")
-        self._length = count
-
-    def __len__(self) -> int:
-        if self._length is None:
-            # Counting would read all the data once more, and list() asks on its own: TypeError means "not known" to it.
-            raise TypeError("the number of feeds is known after one pass only")
-        return self._length
-
-    def _some(self, aside: Callable[[int], bool], wanted: bool) -> Iterator[Feeds]:
-        return (feed for index, feed in enumerate(self) if aside(index) is wanted)
-
-    def _part(self, aside: Callable[[int], bool], wanted: bool, name: str) -> FeedSource:
-        identity = None if self.identity is None else f"{self.identity}/{name}"
-        length = None if self._length is None else sum(aside(i) is wanted for i in range(self._length))
-        return FeedSource(partial(self._some, aside, wanted), self.inputs, identity, length)
-
-    def split(self, holdout: float = 0.2) -> Split:
-        """Set feeds aside for checking: every k-th one, a fifth by default, at least one.
-
-        A single feed is split along its first axis where that axis is open for every input and long enough; otherwise
-        the same feed serves both, and the result says so. No more than the first k feeds are read.
-        """
-        every = max(2, round(1 / holdout))
-        first = list(itertools.islice(self, every))
-        if len(first) > 1:
-            last = len(first) - 1
-            # With fewer feeds than k the last one is every-th by this rule too: last == every - 1 otherwise.
-            aside = lambda index: index % every == every - 1 or index == last < every - 1  # noqa: E731
-            return Split(self._part(aside, False, "ranges"), self._part(aside, True, "held-out"))
-        feed = first[0]
-        rows = _open_batch(feed, self.inputs)
-        if rows < 2:
-            return Split(self, self, shared=True)
-        cut = rows - max(1, round(rows * holdout))
-        head = {n: a[:cut] if a.ndim else a for n, a in feed.items()}
-        tail = {n: a[cut:] if a.ndim else a for n, a in feed.items()}
-        return Split(
-            FeedSource(lambda: [head], self.inputs, length=1), FeedSource(lambda: [tail], self.inputs, length=1)
-        )
-
-
-def _open_batch(feed: Feeds, inputs: Sequence[TensorInfo]) -> int:
-    """Return the common length of the open first axes, or 0 if the feed cannot be split there."""
-    lengths = set()
-    names = set()
-    for info in inputs:
-        array = feed[info.name]
-        if array.ndim == 0:
-            continue
-        if info.shape is None or isinstance(info.shape[0], int):
-            return 0
-        lengths.add(array.shape[0])
-        names.add(info.shape[0])
-    # Axes that the model names differently are as long as each other by chance.
-    return lengths.pop() if len(lengths) == 1 and len(names - {None}) < 2 else 0
-
-
-def validate(feed: Feeds, inputs: Sequence[TensorInfo], index: int) -> dict[str, Array]:
-    """Check one feed against the model's inputs and make safe conversions.
-
-    Raises:
-        CalibrationError: a name, type, shape or number that does not fit; names the sample and the tensor.
-    """
-    if not isinstance(feed, Mapping):
-        raise CalibrationError(f"sample {index} is a {type(feed).__name__}; expected a dict of input name to array")
-    known = {i.name: i for i in inputs}
-    listed = ", ".join(f"{i.name} {i.dtype}{list(i.shape or ())}" for i in inputs)
-    for name in feed:
-        if name not in known:
-            raise CalibrationError(f"sample {index}: the model has no input {name!r}; its inputs are: {listed}")
-    checked = {}
-    for info in inputs:
-        if info.name not in feed:
-            raise CalibrationError(f"sample {index}: input {info.name!r} is missing; the inputs are: {listed}")
-        checked[info.name] = _checked(np.asarray(feed[info.name]), info, index)
-    return checked
-
-
-def _checked(array: Array, info: TensorInfo, index: int) -> Array:
-    where = f"sample {index}, input {info.name!r}"
-    if array.dtype != info.dtype:
-        floats = array.dtype.kind == "f" and info.dtype.kind in "fV"
-        if not (floats or np.can_cast(array.dtype, info.dtype, "safe") or _fits(array, info.dtype)):
-            raise CalibrationError(f"{where}: type {array.dtype}, expected {info.dtype}")
-        finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
-        with np.errstate(over="ignore"):
-            array = array.astype(info.dtype)
-        if finite and info.dtype.kind in "fV" and not np.isfinite(array.astype(np.float32)).all():
-            raise CalibrationError(f"{where}: the data holds numbers too large for {info.dtype}")
-    if info.shape is not None:
-        fits = len(info.shape) == array.ndim and all(
-            not isinstance(want, int) or want == have for want, have in zip(info.shape, array.shape, strict=True)
-        )
-        if not fits:
-            raise CalibrationError(f"{where}: shape {list(array.shape)}, expected {list(info.shape)}")
-    if array.dtype.kind in "fV" and not np.isfinite(array.astype(np.float32)).all():
-        kind = "NaN" if np.isnan(array.astype(np.float32)).any() else "infinity"
-        raise CalibrationError(f"{where}: the data holds {kind}; remove or mend that sample")
-    return array
-
-
-def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
-    """Return whether integers fit another integer type by value."""
-    if array.dtype.kind not in "iu" or dtype.kind not in "iu" or array.size == 0:
-        return False
-    limits = np.iinfo(dtype)
-    return int(array.min()) >= limits.min and int(array.max()) <= limits.max
-
-
-def as_feed_source(source: Source | FeedSource, inputs: Sequence[TensorInfo]) -> FeedSource:
+def as_feed_source(
+    source: Source | FeedSource, inputs: Sequence[TensorInfo], options: SourceOptions | None = None
+) -> FeedSource:
     """Make a feed source of whatever a caller hands in.
 
     Args:
-        source: a re-iterable of ``{input: array}``, a callable that returns an iterator, a plain iterator (spooled to a
-            temporary file, since calibration reads twice), or a path as for `read_source`.
+        source: a re-iterable of feeds, a callable that returns an iterator of them, a plain iterator (spooled to a
+            temporary file, since calibration reads twice), a Hugging Face data set, a PyTorch data loader (spooled if
+            it shuffles), or a path as for `read_source`. A feed is ``{input: array}``, a tuple in the model's order,
+            or the bare array for a model of one input.
         inputs: the model's inputs.
-    """
-    if isinstance(source, FeedSource):
-        return source
-    if isinstance(source, str | Path):
-        return read_source(source, inputs)
-    if isinstance(source, Mapping):
-        return FeedSource(lambda: [source], inputs, length=1)
-    if callable(source):
-        return FeedSource(source, inputs)
-    if isinstance(source, Iterator):
-        return FeedSource(_Spool(source), inputs)
-    if isinstance(source, Iterable):
-        return FeedSource(lambda: source, inputs, length=len(source) if isinstance(source, Sequence) else None)
-    raise CalibrationError(f"cannot read calibration data from a {type(source).__name__}")
-
-
-class _Spool:
-    """Keep what an iterator gives in a temporary file, so that it can be read again."""
-
-    def __init__(self, source: Iterator[Feeds]) -> None:
-        self._source: Iterator[Feeds] | None = source
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="qcompiler-")  # noqa: SIM115  # lives as long as this
-        self._kept: list[tuple[int, dict[str, np.dtype[Any]]]] = []
-        weakref.finalize(self, self._file.close)
-
-    def __call__(self) -> Iterator[Feeds]:
-        for place in itertools.count():
-            if place == len(self._kept):  # asked anew each time: another reader may have gone further
-                feed = next(self._source, None) if self._source is not None else None
-                if feed is None:
-                    self._source = None
-                    return
-                self._write(feed)
-            yield self._read(*self._kept[place])
-
-    def _write(self, feed: Feeds) -> None:
-        arrays = {name: np.asarray(value) for name, value in feed.items()}
-        offset = self._file.seek(0, 2)
-        for array in arrays.values():
-            np.save(self._file, array)
-        # The format forgets types that NumPy does not define, bfloat16 for one.
-        self._kept.append((offset, {name: array.dtype for name, array in arrays.items()}))
-
-    def _read(self, offset: int, dtypes: Mapping[str, np.dtype[Any]]) -> Feeds:
-        self._file.seek(offset)
-        feed = {}
-        for name, dtype in dtypes.items():
-            array = np.load(self._file, allow_pickle=True)  # text; the file is private to this object
-            feed[name] = array if array.dtype == dtype else array.view(dtype)
-        return feed
-
-
-def read_source(source: str | Path, inputs: Sequence[TensorInfo]) -> FeedSource:
-    """Open a source named on the command line.
-
-    It is an .npz, a folder of .npz, a folder with (or of) ONNX ``test_data_set_*``, or ``file.py:function``. In an .npz
-    an array of the model's rank is cut into the model's batch (`CHUNK` rows where the batch axis is open), one of rank
-    + 1 is one feed per row, and a scalar is repeated. Every row is used: behind an open batch the last feed is shorter,
-    behind a fixed one it repeats rows of the one before. Arrays named ``label...`` are left out.
+        options: how files and rows become feeds.
 
     Raises:
-        CalibrationError: nothing of that kind is there.
+        CalibrationError: nothing of that kind.
     """
+    options = options or SourceOptions()
+    if isinstance(source, str | Path):
+        return read_source(source, inputs, options)
+    made = source if isinstance(source, FeedSource) else _object_source(source, inputs, options)
+    return made if options.limit is None else made.limited(options.limit)
+
+
+def _object_source(source: Any, inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
+    refuse_dataset_dict(source)
+    if is_dataset(source):
+        mark = dataset_identity(source)
+        identity = None if mark is None else lambda: f"{mark}-{options.digest()}"
+        return FeedSource(lambda: _feeds_of(source, inputs, options), inputs, identity, about="rows of a data set")
+    if callable(source) and not is_loader(source):
+        return FeedSource(lambda: _feeds_of(source(), inputs, options), inputs)
+    if isinstance(source, Iterator) or (is_loader(source) and is_shuffled(source)):
+        # A loader that shuffles gives other batches the next time: some set aside for checking would be among those
+        # for ranges.
+        return FeedSource(Spool(_feeds_of(source, inputs, options)), inputs)
+    if not isinstance(source, Iterable):
+        raise CalibrationError(f"cannot read calibration data from a {type(source).__name__}")
+    length = 1 if isinstance(source, Mapping) else len(source) if isinstance(source, Sequence) else None
+    return FeedSource(lambda: _feeds_of(source, inputs, options), inputs, length=length)
+
+
+def _feeds_of(source: Any, inputs: Sequence[TensorInfo], options: SourceOptions) -> Iterator[Feeds]:
+    """Return the feeds of an object, once."""
+    refuse_dataset_dict(source)
+    if is_dataset(source):
+        return row_feeds(source, inputs, options)
+    if isinstance(source, Mapping):
+        return plain_feeds([source], inputs)
+    if not isinstance(source, Iterable):
+        raise CalibrationError(f"cannot read calibration data from a {type(source).__name__}")
+    return plain_feeds(source, inputs, extra=is_loader(source))
+
+
+def read_source(source: str | Path, inputs: Sequence[TensorInfo], options: SourceOptions | None = None) -> FeedSource:
+    """Open a source named on the command line; one feed at a time is in memory.
+
+    It is a file: .npz, .npy, .txt (a text per line), .jsonl (a row per line), a picture, ``file.py:function``; or a
+    folder: with (or of) ONNX ``test_data_set_*``, of .npz, of .npy (named as inputs, in a folder per sample or not; for
+    a model of one input whatever their names), of pictures in any depth, of .txt or .jsonl. The first of these kinds
+    that a folder holds is read. How arrays are cut into feeds: `qcompiler.calibration.arrays.cut`; how rows are:
+    `qcompiler.calibration.rows.row_feeds`.
+
+    Raises:
+        CalibrationError: nothing of that kind is there, or an option or an optional package is missing.
+    """
+    options = options or SourceOptions()
     text = str(source)
     if (match := re.fullmatch(r"(.+\.py):(\w+)", text)) is not None:
-        return FeedSource(load_function(match[1], match[2]), inputs)
+        function = load_function(match[1], match[2])
+        return as_feed_source(function, inputs, options)
     path = Path(text)
-    if path.is_file() and path.suffix == ".npz":
-        return FeedSource(lambda: _npz_feeds(path, inputs), inputs, _digest([path]))
     if path.is_dir():
-        sets = sorted(path.glob("test_data_set_*"), key=_natural)
-        if not sets and path.name.startswith("test_data_set_"):
-            sets = [path]
-        if sets:
-            files = [f for s in sets for f in sorted(s.glob("input_*.pb"), key=_natural)]
-            return FeedSource(lambda: (_onnx_feed(s, inputs) for s in sets), inputs, _digest(files))
-        files = sorted(path.glob("*.npz"), key=_natural)
-        if files:
-            every = lambda: itertools.chain.from_iterable(_npz_feeds(f, inputs) for f in files)  # noqa: E731
-            return FeedSource(every, inputs, _digest(files))
-        raise CalibrationError(f"the folder {path} holds neither .npz files nor test_data_set_* folders")
+        return _folder(path, inputs, options)
     if not path.exists():
         raise CalibrationError(f"cannot read calibration data from {text}: no such file or folder")
-    raise CalibrationError(f"cannot read calibration data from {text}: expected .npz, a folder, or file.py:function")
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return _npz([path], inputs, options)
+    if suffix == ".npy":
+        return _npy([_npy_names([path], inputs, options)], inputs, options)
+    if suffix in SUFFIXES:
+        return _pictures([path], inputs, options)
+    if suffix in (".txt", ".jsonl"):
+        return _lines([path], inputs, options)
+    raise CalibrationError(
+        f"cannot read calibration data from {text}: expected .npz, .npy, .txt, .jsonl, a picture, a folder, or "
+        "file.py:function"
+    )
+
+
+def _folder(path: Path, inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
+    sets = sorted(path.glob("test_data_set_*"), key=natural)
+    if not sets and path.name.startswith("test_data_set_"):
+        sets = [path]
+    if sets:
+        files = [f for s in sets for f in sorted(s.glob("input_*.pb"), key=natural)]
+        return _limited(
+            lambda: (onnx_feed(s, inputs) for s in sets),
+            files,
+            inputs,
+            options,
+            length=len(sets),
+            about="ONNX test data",
+        )
+    if files := sorted(path.glob("*.npz"), key=natural):
+        return _npz(files, inputs, options)
+    if files := sorted(path.glob("*.npy"), key=natural):
+        return _npy_folder(files, inputs, options)
+    samples = [files for f in sorted(path.iterdir(), key=natural) if f.is_dir() and (files := sorted(f.glob("*.npy")))]
+    if samples:
+        return _npy([_npy_names(files, inputs, options) for files in _spread(samples, options.limit)], inputs, options)
+    if files := find_images(path):
+        return _pictures(files, inputs, options)
+    if files := sorted((*path.glob("*.txt"), *path.glob("*.jsonl")), key=natural):
+        return _lines(files, inputs, options)
+    raise CalibrationError(
+        f"the folder {path} holds neither test_data_set_* folders nor .npz, .npy, pictures, .txt or .jsonl files"
+    )
+
+
+def _limited(
+    start: Callable[[], Iterator[Feeds]],
+    files: Sequence[Path],
+    inputs: Sequence[TensorInfo],
+    options: SourceOptions,
+    *,
+    length: int | None = None,
+    about: str | None = None,
+) -> FeedSource:
+    """Return the source of what lies in files, cut off at the limit."""
+    made = FeedSource(start, inputs, lambda: f"{file_digest(files)}-{options.digest()}", length, about)
+    return made if options.limit is None else made.limited(options.limit)
+
+
+def _spread(items: Sequence[_Item], count: int | None) -> list[_Item]:
+    """Return ``count`` items evenly spaced over a sequence, in its order."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def _npz(files: Sequence[Path], inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
+    names = {column: name for name, column in options.rename.items()}
+
+    def start() -> Iterator[Feeds]:
+        return itertools.chain.from_iterable(npz_feeds(f, inputs, names) for f in files)
+
+    return _limited(start, files, inputs, options)
+
+
+def _npy_folder(files: Sequence[Path], inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
+    known = {options.rename.get(i.name, i.name) for i in inputs}
+    if len(inputs) == 1 and not known <= {f.stem for f in files}:
+        files = _spread([f for f in files if not f.stem.startswith("label")], options.limit)
+        return _npy([{inputs[0].name: f} for f in files], inputs, options)
+    return _npy([_npy_names(files, inputs, options)], inputs, options)
+
+
+def _npy_names(files: Sequence[Path], inputs: Sequence[TensorInfo], options: SourceOptions) -> dict[str, Path]:
+    """Return .npy files by input name."""
+    if len(inputs) == len(files) == 1:
+        return {inputs[0].name: files[0]}
+    names = {column: name for name, column in options.rename.items()}
+    return {names.get(f.stem, f.stem): f for f in files}
+
+
+def _npy(samples: Sequence[Mapping[str, Path]], inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
+    def start() -> Iterator[Feeds]:
+        return itertools.chain.from_iterable(npy_feeds(files, inputs, {}) for files in samples)
+
+    return _limited(start, [f for files in samples for f in files.values()], inputs, options)
+
+
+def _pictures(files: list[Path], inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
+    """Return the source of pictures; what is wrong with the options shows here, before any is read."""
+    need_pillow()
+    recipe = plan_rows({PICTURE: files[0]}, inputs, options)
+    rows, _ = batch_size(recipe, options)
+    chosen = _spread(files, None if options.limit is None else options.limit * rows)
+    taker = next(i for cells in recipe for i in cells.inputs if is_image_input(i, options.images))
+    about = f"{len(chosen)} of {len(files)} pictures: {plan_images(taker, options.images)}"
+    start = partial(row_feeds, [{PICTURE: file} for file in chosen], inputs, options)
+    return _limited(start, chosen, inputs, options, length=-(-len(chosen) // rows), about=about)
+
+
+def _lines(files: Sequence[Path], inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
+    if all(f.suffix.lower() == ".txt" for f in files):
+        load_tokenizer(options.tokenizer_file())  # an absent or broken one shows before any text is read
+    start = lambda: row_feeds(_line_rows(files, options.text), inputs, options)  # noqa: E731
+    return _limited(start, files, inputs, options, about="lines of text")
+
+
+def _line_rows(files: Sequence[Path], column: str) -> Iterator[dict[str, Any]]:
+    """Yield a row per line: a text, or an object of JSON; blank lines are left out."""
+    for path in files:
+        plain = path.suffix.lower() == ".txt"
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield {column: line.strip()} if plain else _json_row(line, f"{path}:{number}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CalibrationError(f"cannot read {path}: {error}") from error
+
+
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CalibrationError(f"cannot read {where}: {error}") from error
+    if not isinstance(row, dict):
+        raise CalibrationError(f"cannot read {where}: expected an object, found a {type(row).__name__}")
+    return row
 
 
 def load_function(file: str, name: str) -> Callable[..., Any]:
@@ -292,102 +292,3 @@ def load_function(file: str, name: str) -> Callable[..., Any]:
     if not callable(function):
         raise CalibrationError(f"cannot load {file}:{name}: the file has no function {name!r}")
     return function  # type: ignore[no-any-return]
-
-
-def _natural(path: Path) -> list[int | str]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def _digest(files: Sequence[Path]) -> str:
-    made = hashlib.sha256()
-    for file in files:
-        made.update(file.name.encode())
-        made.update(hashlib.sha256(file.read_bytes()).digest())
-    return made.hexdigest()[:16]
-
-
-def _npz_feeds(path: Path, inputs: Sequence[TensorInfo]) -> Iterator[Feeds]:
-    try:
-        # Opened here, since np.load leaves the file open where it is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files if not name.startswith("label")}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise CalibrationError(f"cannot read {path}: {error}") from error
-    known = {i.name: i for i in inputs}
-    for name in arrays:
-        if name not in known:
-            raise CalibrationError(f"{path}: the model has no input {name!r}; its inputs are: {', '.join(known)}")
-    if not arrays:
-        raise CalibrationError(f"{path} holds no array for the model's inputs: {', '.join(known)}")
-    columns = {name: _cut(array, known[name]) for name, array in arrays.items()}
-    lengths = {name: len(c) for name, c in columns.items() if c is not None}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {count}" for name, count in lengths.items())
-        raise CalibrationError(f"{path}: the arrays give different numbers of feeds: {listed}; make them equally long")
-    for index in range(next(iter(lengths.values()), 1)):
-        yield {n: _single(arrays[n], known[n]) if c is None else c[index] for n, c in columns.items()}
-
-
-def _single(array: Array, info: TensorInfo) -> Array:
-    """Return the one value for all feeds in the input's rank."""
-    return array.reshape((1,) * len(info.shape)) if info.shape is not None else array
-
-
-def _cut(array: Array, info: TensorInfo) -> Sequence[Array] | None:
-    """Return the feeds in an array, or None if it is one value for all feeds."""
-    rank = len(info.shape) if info.shape is not None else array.ndim
-    ones = info.shape is not None and all(d == 1 for d in info.shape)
-    if array.ndim == 0 or (array.size == 1 and (rank == 0 or (ones and array.ndim == rank == 1))):
-        return None
-    if array.ndim == rank + 1:
-        return list(array)
-    if array.ndim != rank or rank == 0:
-        return [array]  # validation says what is wrong with it
-    if info.shape is None:
-        return [array]  # which axis is the batch is not known
-    if not isinstance(info.shape[0], int):
-        return [array[i : i + CHUNK] for i in range(0, len(array), CHUNK)]
-    batch = max(1, info.shape[0])
-    starts = list(range(0, max(1, len(array) - batch + 1), batch))
-    if len(array) > batch and len(array) % batch:
-        starts.append(len(array) - batch)
-    return [array[i : i + batch] for i in starts]
-
-
-def _onnx_feed(folder: Path, inputs: Sequence[TensorInfo]) -> Feeds:
-    feed = {}
-    for index, info in enumerate(inputs):
-        path = folder / f"input_{index}.pb"
-        tensor = onnx.TensorProto()
-        try:
-            tensor.ParseFromString(path.read_bytes())
-            feed[info.name] = numpy_helper.to_array(tensor)
-        except Exception as error:  # protobuf raises its own types
-            raise CalibrationError(f"cannot read {path}: {error}") from error
-    return feed
-
-
-def random_feeds(inputs: Sequence[TensorInfo], count: int, seed: int = 0) -> list[Feeds]:
-    """Make random feeds: standard normal floats, small non-negative integers, mixed booleans; open axes have length 1.
-
-    Raises:
-        CalibrationError: an input's rank is unknown, or its type is text.
-    """
-    generator = np.random.default_rng(seed)
-    feeds: list[Feeds] = []
-    for _ in range(count):
-        feed: dict[str, Array] = {}
-        for info in inputs:
-            if info.shape is None or info.dtype.kind == "O":
-                raise CalibrationError(f"cannot make random data for input {info.name!r}: give --calibration SRC")
-            shape = [d if isinstance(d, int) and d >= 0 else 1 for d in info.shape]
-            drawn: Array
-            if info.dtype.kind in "fV":
-                drawn = generator.standard_normal(shape)
-            elif info.dtype.kind == "b":
-                drawn = generator.random(shape) < 0.5
-            else:
-                drawn = generator.integers(0, 2, shape)
-            feed[info.name] = np.asarray(drawn).astype(info.dtype)
-        feeds.append(feed)
-    return feeds

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import networkx as nx
 import onnx_ir as ir
 
-from qcompiler.ir.graph import attr_int, shape_of
+from qcompiler.ir.graph import all_graphs, attr_int, shape_of
 from qcompiler.ir.shapes import element_count
 
 
@@ -21,6 +21,55 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
+
+
+CLOSED_BODIES = frozenset({"SequenceMap"})
+"""Operators whose bodies no pass enters.
+
+SequenceMap is itself a function: an engine unfolds it into a Loop over sequences under names of its own, so that
+neither the proof nor the profile could say what became of a node inside.
+"""
+REPEATING = frozenset({"Loop", "Scan"})
+"""Operators that may run their body several times in one inference."""
+
+
+def open_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph and the bodies of If, Loop and Scan at any depth, depth first in program order."""
+    yield from _open(model.graph)
+
+
+def _open(graph: ir.Graph) -> Iterator[ir.Graph]:
+    yield graph
+    for node in graph:
+        if node.op_type not in CLOSED_BODIES:
+            for body in bodies(node):
+                yield from _open(body)
+
+
+def holders(model: ir.Model) -> dict[ir.Graph, ir.Node]:
+    """Return, for each body in the model, the node that holds it."""
+    return {body: node for graph in all_graphs(model) for node in graph for body in bodies(node)}
+
+
+def repeated_at(graph: ir.Graph, outer: ir.Graph, held_by: Mapping[ir.Graph, ir.Node]) -> ir.Node | None:
+    """Return the outermost Loop or Scan that runs ``graph`` over and over while a value of ``outer`` stays the same.
+
+    Args:
+        graph: where the value is read.
+        outer: where it is made: ``graph`` itself or one around it.
+        held_by: from `holders`.
+
+    Returns:
+        None if there is no such node: what is computed from the value belongs into ``graph``.
+    """
+    found = None
+    while graph is not outer:
+        node = held_by[graph]
+        if node.op_type in REPEATING:
+            found = node
+        assert isinstance(node.graph, ir.Graph)
+        graph = node.graph
+    return found
 
 
 def captures(node: ir.Node) -> Iterator[ir.Value]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,7 +16,7 @@ from qcompiler.errors import ModelError
 from qcompiler.ir.analysis import bodies
 from qcompiler.ir.constants import lift_constants
 from qcompiler.ir.convert import convert_opset
-from qcompiler.ir.graph import ORIGIN, all_nodes
+from qcompiler.ir.graph import ORIGIN, all_graphs, all_nodes, is_op, shape_of
 from qcompiler.ir.naming import make_names_unique
 from qcompiler.ir.opset import least_ir_version
 from qcompiler.ir.reader import read_model
@@ -72,6 +72,7 @@ def prepare(model: ir.Model) -> None:
     _inline_functions(model)
     lift_constants(model)
     make_names_unique(model)
+    _forget_loop_axes(model)
 
 
 def finish(model: ir.Model) -> None:
@@ -83,6 +84,27 @@ def finish(model: ir.Model) -> None:
         if ORIGIN not in node.metadata_props:
             # Origins are joined by ";", so a name must not hold one.
             node.metadata_props[ORIGIN] = (node.name or "").replace(";", ",")
+
+
+def _forget_loop_axes(model: ir.Model) -> None:
+    """Take the names off the axes of all values inside Loop bodies, in place.
+
+    What a Loop hands from one iteration to the next may grow: a name that also stands outside the body, or before and
+    behind a Concat inside it, need not be one length. Scan keeps the shapes of its state (ONNX specification, Scan).
+    """
+    loops = [node for graph in all_graphs(model) for node in graph if is_op(node, "Loop")]
+    for graph in (body for node in loops for body in _nested(node)):
+        for value in (*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)):
+            shape = shape_of(value)
+            if shape is not None and any(isinstance(d, str) for d in shape):
+                value.shape = ir.Shape([d if isinstance(d, int) else None for d in shape])
+
+
+def _nested(node: ir.Node) -> Iterator[ir.Graph]:
+    for body in bodies(node):
+        yield body
+        for inner in body:
+            yield from _nested(inner)
 
 
 def check_supported(model: ir.Model) -> None:

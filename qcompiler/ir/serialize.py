@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,22 @@ def to_bytes(model: ir.Model, *, strip: bool = False) -> bytes:
         raise ModelError(f"{size} bytes of weights do not fit into one protobuf: save the model with external data")
     with _replaced(model, _inlined(model)):
         return _serialize(model, strip)
+
+
+def graph_digest(model: ir.Model) -> str:
+    """Return 32 hex digits that differ where the graph, a name or a weight does; any number of weights is read once.
+
+    Origins and notes of the compiler do not count.
+    """
+    made = hashlib.sha256()
+    small: dict[ir.Value, ir.TensorProtocol] = {}
+    for value, tensor in _stored(model):
+        made.update(f"{value.name}:{tensor.dtype}:{list(tensor.shape)};".encode())
+        made.update(repr(tensor.numpy().tolist()).encode() if tensor.dtype == ir.DataType.STRING else tensor.tobytes())
+        small[value] = ir.tensor([0], name=value.name)
+    with _replaced(model, small):
+        made.update(_serialize(model, strip=True))
+    return made.hexdigest()[:32]
 
 
 def save_model(model: ir.Model, path: str | Path, *, external: str | None = None, strip: bool = False) -> None:

@@ -104,8 +104,16 @@ class RangeSource(Protocol):
         """Return whether calibration ever executed the value."""
         ...
 
-    def range(self, name: str, estimator: str) -> tuple[float, float]:
-        """Return (min, max) of the value by an estimator; raises CalibrationError if never observed."""
+    def range(self, name: str, estimator: str = "min-max", spec: QuantSpec | None = None) -> tuple[float, float]:
+        """Return (min, max) of the value by an estimator, for a format; raises CalibrationError if never observed."""
+        ...
+
+    def mean_square(self, name: str) -> float:
+        """Return E[x^2] of a value."""
+        ...
+
+    def elements_per_feed(self, name: str) -> int:
+        """Return the average number of elements that one feed gives the value, 0 if unknown."""
         ...
 
 

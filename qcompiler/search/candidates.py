@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from qcompiler.calibration.statistics import Statistics
 from qcompiler.ir.graph import consumers
 from qcompiler.quant.plan import Form
-from qcompiler.quant.spec import QuantSpec, affine_params
+from qcompiler.quant.spec import QuantSpec, RangeSource, affine_params
 from qcompiler.targets.groups import Group
 
 _ENDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 def candidate_sets(
-    groups: Sequence[Group], forms: Mapping[str, Form], statistics: Statistics | None
+    groups: Sequence[Group], forms: Mapping[str, Form], statistics: RangeSource | None
 ) -> list[tuple[str, ...]]:
     """List sets of groups that may return to float together.
 
@@ -65,7 +64,7 @@ def _tail(group: Group, owner: Mapping[ir.Node, Group], forms: Mapping[str, Form
     return found
 
 
-def _noise(group: Group, forms: Mapping[str, Form], statistics: Statistics | None) -> float:
+def _noise(group: Group, forms: Mapping[str, Form], statistics: RangeSource | None) -> float:
     """Return the largest expected noise-to-signal power among what the group quantizes: scale^2 / 12 over E[x^2]."""
     if statistics is None:
         return 0.0

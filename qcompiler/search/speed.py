@@ -100,6 +100,9 @@ class SpeedSearch:
         for group in self.groups:
             if not group.legal:
                 continue
+            if forms[group.name] == "float" and not self._ran(group, measured):
+                self.why[group.name] = "float: never-observed: neither calibration nor the measured feed executed it"
+                continue
             parts = [f"float {measured.float_.groups.get(group.name, 0.0):.0f} us"]
             for label, costs, variant in (
                 ("static", measured.static, measured.static_forms),
@@ -108,6 +111,15 @@ class SpeedSearch:
                 if costs is not None and variant.get(group.name, "float") != "float":
                     parts.append(f"{label} {costs.groups.get(group.name, 0.0):.0f} us")
             self.why[group.name] = f"{forms[group.name]}: measured {', '.join(parts)} (conversions apart)"
+
+    def _ran(self, group: Group, measured: Measured) -> bool:
+        """Return whether a group was executed, as far as calibration or a profile can tell.
+
+        What an engine fuses into another node takes no time of its own; calibration saw its values all the same.
+        """
+        told = any(str(v.name) in self.elements for g in self.groups for v in g.results)
+        seen = any(str(v.name) in self.elements for v in (*group.results, group.float_result))
+        return not told or seen or group.name in measured.float_.groups
 
     def return_losers(
         self, forms: Mapping[str, Form], engine_forms: Mapping[str, str], rounds: int = 3

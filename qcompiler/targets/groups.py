@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.ir.analysis import open_graphs
 from qcompiler.ir.graph import (
     all_graphs,
     attr_float,
@@ -86,28 +87,18 @@ class Group:
 
 
 def find_groups(model: ir.Model, target: Target) -> tuple[Group, ...]:
-    """Return every group of the target in the model, in program order; Loop and Scan bodies are left alone."""
-    return tuple(group for graph in quantizable_graphs(model) for group in _groups_of(graph, target))
+    """Return every group of the target in the model, in program order, bodies of If, Loop and Scan included."""
+    return tuple(group for graph in open_graphs(model) for group in _groups_of(graph, target))
 
 
-def quantizable_graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """Yield the main graph and the bodies of If nodes outside Loop and Scan."""
-    barred: set[ir.Graph] = set()
+def left_out(model: ir.Model, target: Target) -> Iterator[tuple[ir.Node, str, str]]:
+    """Yield (node, reason code, sentence) for nodes of the target's table in graphs where nothing is quantized."""
+    text = "it stands in the body of a SequenceMap, which engines unfold into a Loop under names of their own"
+    inside = set(open_graphs(model))
     for graph in all_graphs(model):
-        if graph in barred:
-            for node in graph:
-                barred.update(_bodies(node))
-            continue
-        yield graph
-        for node in graph:
-            if node.op_type in ("Loop", "Scan", "SequenceMap"):
-                barred.update(_bodies(node))
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
+        for node in graph if graph not in inside else ():
+            if node.domain in ("", "ai.onnx") and target.row(node.op_type) is not None:
+                yield node, "closed-body", text
 
 
 def _groups_of(graph: ir.Graph, target: Target) -> Iterator[Group]:

@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from qcompiler.ir.graph import consumers, is_const, is_op, scalar
+from qcompiler.ir.graph import consumers, is_const
 from qcompiler.quant.plan import Form, GroupChoice, Point, QuantPlan, use_point
 from qcompiler.quant.spec import QuantSource, QuantSpec, RangeSource
+from qcompiler.targets.following import activation_bounds as activation_bounds  # noqa: PLC0414  passes ask here
+from qcompiler.targets.following import function_behind
 from qcompiler.targets.groups import Group
 from qcompiler.targets.target import Target
 
 DYNAMIC_SUFFIX = "@dynamic"
+NEVER_OBSERVED = "{} was never executed during calibration"
 _KEPT_WITHOUT_READER = frozenset({"AveragePool", "GlobalAveragePool"})
 _INTEGER: frozenset[Form] = frozenset({"static", "static-float"})
 
@@ -184,13 +187,13 @@ def resolve(
         if form != "float" and form not in group.legal:
             refused.append((group.name, *_illegal(group, form, target)))
             form = "float"
-        if form in _INTEGER and (bad := _unobserved(group, form, statistics, imported or {})):
+        if form in _INTEGER and (bad := unobserved(group, form, statistics, imported or {})):
             code = "never-observed" if statistics is not None else "no-calibration"
             refused.append(
                 (
                     group.name,
                     code,
-                    f"{bad} was never executed during calibration"
+                    NEVER_OBSERVED.format(bad)
                     if statistics
                     else "there is no calibration data, so only dynamic forms are possible",
                 )
@@ -210,9 +213,10 @@ def _illegal(group: Group, form: Form, target: Target) -> tuple[str, str]:
     return "no-such-form", target.supports(group.root.op_type, form) or f"{group.name} has no form {form}"
 
 
-def _unobserved(
+def unobserved(
     group: Group, form: Form, statistics: RangeSource | None, imported: Mapping[str, QuantSource]
 ) -> str | None:
+    """Return the name of a value whose range a form of the group needs and nobody knows, or None."""
     values = [*group.data, *(group.results if form == "static" and group.row.fixed_output is None else ())]
     for value in values:
         known = statistics is not None and statistics.observed(str(value.name))
@@ -362,7 +366,8 @@ class _Points:
         """Return whether the wider range of the Concat still saturates where a producer's Relu or Clip does."""
         if self.statistics is None or not self.statistics.observed(out):
             return False
-        low, high = self.statistics.range(out, self.points[out].source.estimator or "min-max")
+        point = self.points[out]
+        low, high = self.statistics.range(out, point.source.estimator or "min-max", point.spec)
         for group in self.groups:
             if group.activation is None or self.forms[group.name] != "static":
                 continue
@@ -399,25 +404,14 @@ class _Points:
 
 
 def estimator_for(value: ir.Value, otherwise: str = "") -> str:
-    """Choose the estimator whose error counts where it matters: behind the function that alone reads the value."""
-    readers = consumers(value)
-    if readers and not value.is_graph_output():
-        gates = [n for n in readers if is_op(n, "Sigmoid")]
-        rest = [n for n in readers if n not in gates]
-        if gates and all(
-            is_op(n, "Mul") and any(v.producer() in gates for v in n.inputs if v is not None) for n in rest
-        ):
-            return "mse:8:silu" if rest else "mse:8:sigmoid"
-    return otherwise or "mse:8"
+    """Choose the estimator whose error counts where it matters: behind the function that alone reads the value.
 
-
-def activation_bounds(node: ir.Node) -> tuple[float, float]:
-    """Return the interval that a Relu or Clip lets through."""
-    if node.op_type == "Relu":
-        return 0.0, float("inf")
-    low = scalar(node.inputs[1]) if len(node.inputs) > 1 else None
-    high = scalar(node.inputs[2]) if len(node.inputs) > 2 else None
-    return (float("-inf") if low is None else low), (float("inf") if high is None else high)
+    Args:
+        value: a quantized activation.
+        otherwise: estimator where there is no such function; by default the least squared error of the value itself.
+    """
+    through = function_behind(value)
+    return f"mse::{through}" if through else otherwise or "mse"
 
 
 def root_point(plan: QuantPlan, name: str) -> str:

@@ -126,3 +126,28 @@ def test_a_gemm_that_is_not_plain_runs_as_its_body_says():
     gemm.attributes["beta"] = ir.AttrFloat32("beta", 0.5)
     assert not has_integer_truth(function)
     assert integer_gaps(model, work.feeds) == ()
+
+
+def test_a_loop_stacks_its_rows_and_needs_no_condition():
+    body = """
+    y, rows = Loop(k, , x) <body = b (int64 i, bool go, float[n,2] v) => (bool again, float[n,2] w, float[n,2] r)
+      { again = Identity(go) w = Add(v, x) r = Neg(v) }>
+    """
+    model = import_exactly(model_of("int64 k, float[n,2] x", "float[n,2] y, float[t,n,2] rows", body))
+    feed = {"k": np.asarray(3), "x": normal(1, 2, 2)}
+    found, wanted = ReferenceEngine().load(model).run(feed), OrtEngine().load(model).run(feed)
+    np.testing.assert_allclose(found["y"], 4 * feed["x"], rtol=1e-6)
+    assert found["rows"].shape == (3, 2, 2)
+    np.testing.assert_array_equal(found["rows"], wanted["rows"])
+
+
+def test_a_loop_stops_at_its_condition():
+    body = """
+    y = Loop(k, c, x) <body = b (int64 i, bool go, float[2] v) => (bool again, float[2] w)
+      { again = Less(i, last) w = Add(v, x) }>
+    """
+    given = model_of("int64 k, bool c, float[2] x", "float[2] y", body, {"last": np.asarray(1)})
+    runner, x = ReferenceEngine().load(import_exactly(given)), normal(1, 2)
+    for trips, start, count in ((9, True, 2), (1, True, 1), (9, False, 0)):
+        made = runner.run({"k": np.asarray(trips), "c": np.asarray(start), "x": x})["y"]
+        np.testing.assert_allclose(made, (1 + count) * x, rtol=1e-6)

@@ -305,7 +305,8 @@ class TestFolders:
             list(read_source(tmp_path, [IMAGE]))
 
     def test_a_folder_without_data_is_an_error(self, tmp_path: Path) -> None:
-        with fails(f"the folder {tmp_path} holds neither .npz files nor test_data_set_* folders"):
+        kinds = "neither test_data_set_* folders nor .npz, .npy, pictures, .txt or .jsonl files"
+        with fails(f"the folder {tmp_path} holds {kinds}"):
             read_source(tmp_path, [IMAGE])
 
     def test_a_missing_path_is_an_error(self, tmp_path: Path) -> None:
@@ -316,7 +317,8 @@ class TestFolders:
     def test_a_file_of_another_kind_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "data.csv"
         path.write_text("1,2")
-        with fails(f"cannot read calibration data from {path}: expected .npz, a folder, or file.py:function"):
+        kinds = ".npz, .npy, .txt, .jsonl, a picture, a folder, or file.py:function"
+        with fails(f"cannot read calibration data from {path}: expected {kinds}"):
             read_source(path, [IMAGE])
 
 

@@ -156,7 +156,7 @@ def test_a_calibration_function_that_fails(place: Any, call: Any) -> None:
 
 
 def test_two_sources(place: Any, call: Any) -> None:
-    compile_refused(place, call, basic(place, "--random-calibration", 2), "not both")
+    compile_refused(place, call, basic(place, "--random-calibration", 2), "give one of")
 
 
 # ---- options ------------------------------------------------------------------------------------------------------

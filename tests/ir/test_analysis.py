@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.ir.analysis import captures, convex_regions, dataflow, is_convex, macs
+from qcompiler.ir.analysis import captures, convex_regions, dataflow, holders, is_convex, macs, open_graphs, repeated_at
 from qcompiler.ir.text import parse_text
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
@@ -25,6 +25,40 @@ def test_dataflow_sees_captures() -> None:
     assert sorted(view.edges(data="values")) == [("a", "i", ("h",)), ("a", "u", ("h",)), ("b", "i", ("k",))]
     node = model.graph.node("i")
     assert {v.name for v in captures(node)} == {"h", "k", "x", "c"}
+
+
+NESTED = f"""{HEAD} g (float[2] x, bool c, int64 k) => (float[2] y) {{
+  [i] u = If (c) <then_branch = then () => (float[2] p) {{
+        [l] p = Loop (k, , x) <body = loop (int64 n, bool go, float[2] v) => (bool again, float[2] w) {{
+              [again] again = Identity(go)
+              [j] w = If (c) <then_branch = deep () => (float[2] q) {{ [q1] q = Add(v, x) }},
+                              else_branch = flat () => (float[2] r) {{ [r1] r = Neg(v) }}> }}> }},
+      else_branch = no () => (float[2] s) {{ [s1] s = Neg(x) }}>
+  [m] t = SequenceConstruct(u)
+  [f] z = SequenceMap(t) <body = each (float[2] a) => (float[2] b) {{ [b1] b = Neg(a) }}>
+  [y] y = ConcatFromSequence<axis=0>(z) }}"""
+
+
+def test_open_graphs_are_all_but_the_bodies_of_sequence_map() -> None:
+    model = parse_text(NESTED)
+    assert [g.name for g in open_graphs(model)] == ["g", "then", "loop", "deep", "flat", "no"]
+    held = holders(model)
+    assert {str(g.name): str(n.name) for g, n in held.items()} == {
+        "then": "i", "no": "i", "loop": "l", "deep": "j", "flat": "j", "each": "f",
+    }  # fmt: skip
+
+
+def test_a_value_repeats_below_the_outermost_loop_between_it_and_its_reader() -> None:
+    model = parse_text(NESTED)
+    graphs, held = {str(g.name): g for g in open_graphs(model)}, holders(model)
+
+    def loop(inner: str, outer: str) -> str | None:
+        node = repeated_at(graphs[inner], graphs[outer], held)
+        return None if node is None else str(node.name)
+
+    assert [loop(name, "g") for name in ("g", "then", "no", "loop", "deep")] == [None, None, None, "l", "l"]
+    assert loop("deep", "loop") is None  # made anew in each iteration
+    assert loop("deep", "then") == "l"
 
 
 def test_a_path_that_leaves_and_returns_splits_a_region() -> None:

@@ -99,7 +99,7 @@ def test_a_second_way_to_match_is_tried():
     assert [v.name for v in model.graph.node(0).inputs] == ["x", "z"]
 
 
-def test_bodies_of_if_are_rewritten_and_those_of_loop_are_not():
+def test_bodies_of_if_and_loop_are_rewritten_and_those_of_sequence_map_are_not():
     body = """
     u = If(c) <then_branch = t () => (float[n] p) { q = Relu(x) p = Relu(q) },
                else_branch = e () => (float[n] r) { r = Neg(x) }>
@@ -107,8 +107,14 @@ def test_bodies_of_if_are_rewritten_and_those_of_loop_are_not():
         { h = Not(g) s = Relu(v) w = Relu(s) }>
     """
     model = parse(body, "bool c, int64 k, float[n] x")
-    assert apply_rules(model, [JOIN]).changes == 1
+    assert apply_rules(model, [JOIN]).changes == 2
     verify(model, Phase.FLOAT)
+    body = """
+    s = SequenceConstruct(x)
+    t = SequenceMap(s) <body = b (float[n] v) => (float[n] w) { u = Relu(v) w = Relu(u) }>
+    y = ConcatFromSequence<axis=0>(t)
+    """
+    assert apply_rules(parse(body, "float[n] x", "float[m] y"), [JOIN]).changes == 0
 
 
 def test_earlier_rules_win():

@@ -193,7 +193,7 @@ class FixedRanges:
     def observed(self, name: str) -> bool:
         return name == "a"
 
-    def range(self, name: str, estimator: str) -> tuple[float, float]:
+    def range(self, name: str, estimator: str = "min-max", spec: object = None) -> tuple[float, float]:
         return (-1.5, 0.1)
 
 

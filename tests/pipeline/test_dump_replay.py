@@ -254,7 +254,7 @@ def test_a_recorder_repeats_refusals() -> None:
         def observed(self, name: str) -> bool:
             return False
 
-        def range(self, name: str, estimator: str) -> tuple[float, float]:
+        def range(self, name: str, estimator: str = "min-max", spec: object = None) -> tuple[float, float]:
             raise CalibrationError(f"{name} was never observed")
 
     recorder = RecordedRanges(Refuses())

@@ -1,4 +1,4 @@
-"""The families of random models: convolutional nets, perceptrons, attention, branches, movers, recurrences."""
+"""The families of random models: convolutional nets, perceptrons, attention, branches, movers, recurrences, loops."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from tests.property.bodies import conv_branch, linear_branch, loop, scan
 from tests.property.net import Array, Net, T, make_model
 
 HARSH = 7
@@ -347,35 +348,34 @@ def branches(net: Net, seed: int, family: str) -> Case:
         given, x = _cnn_input(net)
         x = net.act(net.conv(x, 16), "Relu")
         shared = net.weight([16, 16, 3, 3], 144)
-        bodies = [_conv_body(net, x, shared) for _ in range(2)]
+        bodies = [conv_branch(net, x, shared) for _ in range(2)]
     else:
         given, x = Input("x", ("batch", 32)), T("x", (1, 32))
         x = net.act(net.linear(x, 48), "Relu", "Gelu")
-        bodies = [_linear_body(net, x) for _ in range(2)]
+        bodies = [linear_branch(net, x) for _ in range(2)]
     name = net.op("If", "flag", then_branch=bodies[0], else_branch=bodies[1])[0]
     x = T(name, (1, 16, *x.shape[2:]) if x.rank == 4 else (1, 32))
     x = net.conv(x, 8, 1) if x.rank == 4 else net.linear(x, 8)
     return _case(net, seed, family, (given, Input("flag", (), "bool")), [x])
 
 
-def _conv_body(net: Net, x: T, shared: str) -> onnx.GraphProto:
-    body = net.body()
-    bias = [body.vector(16)] if body.chance(0.5) else []
-    y = T(body.op("Conv", x.name, shared, *bias, pads=[1] * 4)[0], x.shape)
-    y = body.act(y, "Relu", "SiLU")
-    y = body.binary("Add", y, x) if body.chance(0.5) else body.conv(y, 16, 1)
-    return _body_graph(body, y)
+# ---- loops ------------------------------------------------------------------------------------------------------
 
 
-def _linear_body(net: Net, x: T) -> onnx.GraphProto:
-    body = net.body()
-    y = body.linear(body.act(body.linear(x, body.pick(32, 64)), "Relu", "Gelu"), 32)
-    return _body_graph(body, y)
-
-
-def _body_graph(body: Net, y: T) -> onnx.GraphProto:
-    out = helper.make_tensor_value_info(y.name, TensorProto.FLOAT, [None] * y.rank)
-    return helper.make_graph(body.nodes, body.fresh("body"), [], [out])
+def loops(net: Net, seed: int, family: str) -> Case:
+    """Return a Loop or a Scan behind a layer, whose body may hold a Loop or an If in turn."""
+    if net.chance(0.4):
+        given, x = _cnn_input(net)
+        x = net.act(net.conv(x, 8), "Relu", "Tanh")
+        return _case(net, seed, family, (given,), loop(net, x)[: net.pick(1, 2)])
+    x = net.act(net.linear(T("x", (1, 32)), 48), "Relu", "Tanh")
+    inputs = [Input("x", ("batch", 32))]
+    if net.chance(0.5):
+        inputs.append(Input("steps", (net.pick(1, 3), "batch", 48)))
+        made = scan(net, x, T("steps", (1, 1, 48)))
+    else:
+        made = loop(net, x)
+    return _case(net, seed, family, tuple(inputs), made[: net.pick(1, 2)])
 
 
 # ---- together ---------------------------------------------------------------------------------------------------
@@ -392,5 +392,5 @@ Family = Callable[[Net, int, str], Case]
 
 FAMILIES: Mapping[str, Family] = {
     "cnn": cnn, "mlp": mlp, "attention": attention, "movers": movers, "branches": branches,
-    "cnn-2": cnn, "mlp-2": mlp, "conv1d": conv1d, "recurrent": recurrent, "cnn-3": cnn,
+    "cnn-2": cnn, "mlp-2": mlp, "conv1d": conv1d, "recurrent": recurrent, "loops": loops,
 }  # fmt: skip

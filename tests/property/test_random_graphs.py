@@ -69,8 +69,9 @@ def test_the_models_are_varied() -> None:
     kinds |= {n.op_type for c in cases for m in c.model.graph.node for a in m.attribute for n in a.g.node}
     assert kinds >= {
         "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "DepthToSpace", "Erf",
-        "Flatten", "Gather", "Gemm", "GlobalAveragePool", "If", "LSTM", "LayerNormalization", "LeakyRelu", "MatMul",
-        "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze",
+        "Flatten", "Gather", "Gemm", "GlobalAveragePool", "If", "LSTM", "LayerNormalization", "LeakyRelu", "Loop",
+        "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Scan", "Sigmoid", "Slice", "Softmax", "Split",
+        "Squeeze",
         "Tanh", "Transpose", "Where",
     }  # fmt: skip
     assert {c.model.opset_import[0].version for c in cases} == set(range(13, 22))

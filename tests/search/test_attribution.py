@@ -8,6 +8,8 @@ import pytest
 
 from qcompiler.engine import NodeCost, Profile
 from qcompiler.search.attribution import Costs, Owners, attribute
+from qcompiler.targets.groups import find_groups
+from qcompiler.targets.target import load_target
 from tests.passes.quantize.lab import import_exactly, model_of
 from tests.search.nets import SAME, net, profile_of
 
@@ -174,3 +176,17 @@ def test_nodes_of_a_branch_belong_to_their_groups() -> None:
     found = Owners.of(model, list(groups.values()))
     assert found.find("ct") == ("group", "ct")
     assert found.find("ce") == ("other", "ce")
+
+
+def test_nodes_of_a_loop_body_are_attributed_by_name_and_what_it_captures_to_the_outer_value() -> None:
+    text = f"""[l] y = Loop(k, , x) <body = b (int64 i, bool go, float[n,8,6,6] h) => (bool again, float[n,8,6,6] g)
+      {{ [again] again = Identity(go) [c0] a = Conv{SAME}(h, w) [r0] r = Relu(a) [t0] g = Tanh(r) }}>"""
+    weight = {"w": np.ones((8, 8, 3, 3), np.float32)}
+    model = import_exactly(model_of("float[n,8,6,6] x, int64 k", "float[n,8,6,6] y", text, weight))
+    owners = Owners.of(model, list(find_groups(model, load_target("ort-x86"))))
+    times = {"c0_token_2": 30.0, "h/QuantizeLinear": 3.0, "r:dequantize": 2.0, "t0": 5.0, "x/QuantizeLinear": 1.0}
+    profile = Profile(tuple(NodeCost(name, "Any", time) for name, time in times.items()))
+    costs = attribute(profile, model, owners)
+    assert costs.groups == {"c0": 30.0}
+    assert costs.others == {"t0": 5.0}
+    assert costs.conversions == {"h": 3.0, "r": 2.0, "x": 1.0}

@@ -226,3 +226,20 @@ def test_builds_are_the_same_if_their_nodes_are() -> None:
     assert same_nodes(model, other)
     next(iter(other.graph)).name = "renamed"
     assert not same_nodes(model, other)
+
+
+def test_what_neither_calibration_nor_the_feed_executed_is_not_said_to_be_measured() -> None:
+    body = f"""[c0] a = Conv{SAME}(x, w) [i] y = If (p) <
+      then_branch = t () => (float[1,4,8,8] b) {{ [t1] e = Tanh(a) [c1] b = Conv{SAME}(e, v) }},
+      else_branch = f () => (float[1,4,8,8] c) {{ [t2] g = Tanh(a) [c2] c = Conv{SAME}(g, u) }}>"""
+    model, groups = net(body, "float[1,4,8,8] x, bool p")
+    machine = Machine(model, lambda forms: {"c0": 40.0, "c1": 30.0})
+    observed = dict.fromkeys(("x", "a", "e", "b"), 1000)
+    work = SpeedSearch(model, list(groups.values()), machine.build, machine, observed)
+    work.choose({"c0": "static", "c1": "static", "c2": "float"}, {}, {})
+    assert work.why["c2"] == "float: never-observed: neither calibration nor the measured feed executed it"
+    assert "measured float 30 us" in work.why["c1"]
+    # Without calibration only the profile could tell, and an engine may have fused the node.
+    work = SpeedSearch(model, list(groups.values()), machine.build, machine, {"x": 1000})
+    work.choose({}, {}, {})
+    assert work.why["c2"].startswith("float: measured float 0 us")

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompiler.targets.groups import Group, find_groups, reduce_length
+from qcompiler.targets.groups import Group, find_groups, left_out, reduce_length
 from qcompiler.targets.target import load_target
 from tests.passes.quantize.lab import import_exactly, model_of, normal
 
@@ -107,12 +107,30 @@ def test_an_activation_in_another_graph_is_not_absorbed():
     assert [(g.root.op_type, g.activation) for g in found] == [("Conv", None), ("Conv", None)]
 
 
-def test_bodies_of_loops_are_left_alone():
+def test_groups_in_bodies_of_loops_and_scans_are_found():
     body = (
         "y = Loop(k, , x) <body = g (int64 i, bool cond, float[n,8,8,8] a) => (bool again, float[n,8,8,8] z) "
-        "{ again = Identity(cond) z = Conv<pads=[1,1,1,1]>(a, w8) }>"
+        "{ again = Identity(cond) c = Conv<pads=[1,1,1,1]>(a, w8) z = Relu(c) }>"
     )
-    assert groups(body, "float[n,8,8,8] x, int64 k", "float[n,8,8,8] y", w8=normal(1, 8, 8, 3, 3)) == []
+    (group,) = groups(body, "float[n,8,8,8] x, int64 k", "float[n,8,8,8] y", w8=normal(1, 8, 8, 3, 3))
+    assert (group.root.op_type, group.legal, [v.name for v in group.data]) == ("Conv", ("static",), ["a"])
+    assert [v.name for v in group.results] == ["z"]
+    body = "y = Scan<num_scan_inputs=1, body = g (float[64] a) => (float[32] z) { z = MatMul(a, m) }>(x)"
+    (group,) = groups(body, MATRIX, "float[n,32] y")
+    assert (group.root.op_type, group.legal) == ("MatMul", ("static-float", "dynamic"))
+
+
+def test_the_body_of_a_sequence_map_is_left_out_with_a_reason():
+    body = (
+        "s = SequenceConstruct(x) "
+        "t = SequenceMap(s) <body = g (float[n,64] a) => (float[n,32] z) { z = MatMul(a, m) }> "
+        "y = ConcatFromSequence<axis=0>(t)"
+    )
+    given, target = model(body, MATRIX, "float[p,32] y"), load_target("ort-x86")
+    assert find_groups(given, target) == ()
+    ((node, code, text),) = left_out(given, target)
+    assert (node.op_type, code) == ("MatMul", "closed-body")
+    assert "SequenceMap" in text
 
 
 LSTM = {"lw": normal(1, 1, 64, 64), "lr": normal(2, 1, 64, 16), "lb": normal(3, 1, 128), "lp": normal(4, 1, 48)}

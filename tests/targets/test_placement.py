@@ -40,7 +40,7 @@ class Ranges:
     def observed(self, name: str) -> bool:
         return self.ranges.get(name, (-1.0, 1.0)) is not None
 
-    def range(self, name: str, estimator: str) -> tuple[float, float]:
+    def range(self, name: str, estimator: str = "min-max", spec: object = None) -> tuple[float, float]:
         found = self.ranges.get(name, (-1.0, 1.0))
         if found is None:
             raise CalibrationError(f"{name} was never observed")

@@ -11,7 +11,7 @@ from qcompiler.errors import CalibrationError
 from qcompiler.pipeline.instruments.weights import WeightStore, versions, write_texts
 from qcompiler.pipeline.pipeline import Step
 from qcompiler.pipeline.state import CompileState
-from qcompiler.quant.spec import RangeSource
+from qcompiler.quant.spec import QuantSpec, RangeSource
 
 CASE_FORMAT = 1
 CASE_FILE = "case.json"
@@ -29,7 +29,7 @@ class RecordedRanges:
     Attributes:
         source: who answers; None to answer from the record alone.
         seen: whether a value was observed, by name.
-        ranges: (min, max), or the error text, by value name and estimator joined by a newline.
+        ranges: (min, max), or the error text, by value name, estimator and format joined by newlines.
     """
 
     source: RangeSource | None = None
@@ -42,19 +42,27 @@ class RecordedRanges:
             self.seen[name] = self._ask(name).observed(name)
         return self.seen[name]
 
-    def range(self, name: str, estimator: str) -> tuple[float, float]:
-        """Return (min, max) of the value by an estimator.
+    def range(self, name: str, estimator: str = "min-max", spec: QuantSpec | None = None) -> tuple[float, float]:
+        """Return (min, max) of the value by an estimator, for a format.
 
         Raises:
             CalibrationError: the value was never observed, or the record does not know it.
         """
-        key = f"{name}\n{estimator}"
+        key = f"{name}\n{estimator}\n{spec}"
         if key not in self.ranges:
-            self.ranges[key] = _answer(lambda: self._ask(name).range(name, estimator))
+            self.ranges[key] = _answer(lambda: self._ask(name).range(name, estimator, spec))
         answer = self.ranges[key]
         if isinstance(answer, str):
             raise CalibrationError(answer)
         return answer
+
+    def mean_square(self, name: str) -> float:
+        """Return E[x^2] of a value; passes do not ask for it, so it is not recorded."""
+        return self._ask(name).mean_square(name)
+
+    def elements_per_feed(self, name: str) -> int:
+        """Return the elements of a value per feed; passes do not ask for it, so it is not recorded."""
+        return self._ask(name).elements_per_feed(name)
 
     def _ask(self, name: str) -> RangeSource:
         if self.source is None:
