@@ -112,9 +112,10 @@ def engine_value(array: Array) -> EngineValue:
     """Return a tensor as a value of ONNX Runtime, which shares its memory."""
     if array.dtype.kind in "OSU":
         return TextValue(array)
+    array = np.asarray(array, order="C")  # which keeps rank 0; the binding reads the memory as it lies
     if array.dtype == _BFLOAT16:
         return OrtEngineValue(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(ir.DataType.BFLOAT16)))
-    return OrtEngineValue(ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C")))  # which keeps rank 0
+    return OrtEngineValue(ort.OrtValue.ortvalue_from_numpy(array))
 
 
 def _first_line(error: Exception) -> str:
@@ -172,9 +173,9 @@ class OrtRunner:
     def _run_ort_values(self, feeds: Feeds, names: list[str]) -> dict[str, Array]:
         """Run through OrtValue, the only way in for bfloat16."""
         values = {
-            k: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(v, int(ir.DataType.BFLOAT16))
+            k: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.asarray(v, order="C"), int(ir.DataType.BFLOAT16))
             if v.dtype == _BFLOAT16
-            else ort.OrtValue.ortvalue_from_numpy(v)
+            else ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C"))
             for k, v in feeds.items()
         }
         results = self.session.run_with_ort_values(names, values)

@@ -80,7 +80,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class _Remote:
-    """A plan as another process gets it: the model is a file, or the bytes of one where there is no shared disk."""
+    """A plan as another process gets it: the model is a file, or bytes where there is no shared disk.
+
+    The digest stands for the model and for the other fields.
+    """
 
     digest: str
     path: str
@@ -159,6 +162,7 @@ class _Run:
         if resumed is not None:
             self.out.statistics, self.known = blank(plan.names).merge(resumed[0]), dict(resumed[1])
             self.out.digests |= resumed[1]
+        self.checked = self.out.statistics, dict(self.known)  # as of the latest check for stable ranges
         self.pending: dict[Future[Statistics], tuple[Shard, int, float]] = {}
         self.size = 1
         self.total: int | None = None
@@ -182,7 +186,7 @@ class _Run:
             except BaseException:
                 for future in self.pending:
                     future.cancel()
-                self._keep(self.out.statistics.feeds > 0)
+                self._keep(due=True)
                 raise
         if not self.out.statistics.feeds:
             raise CalibrationError("the calibration source is empty; give at least one feed")
@@ -194,7 +198,8 @@ class _Run:
         indices: list[int] = []
         digests: list[str] = []
         held: list[Feeds] = []
-        size, check, before = 0, _FIRST_CHECK, None
+        size, check, before, index = 0, _FIRST_CHECK, None, -1
+        latest = max(self.known, default=-1)
         for index, feed in enumerate(feeds):
             digest = feed_digest(feed)
             if index in self.known:
@@ -209,12 +214,20 @@ class _Run:
                 yield Shard(tuple(indices), tuple(held), tuple(digests))
                 indices, held, digests, size = [], [], [], 0
             if at_check:
+                check = max(check + 1, int(check * _CHECK_GROWTH))
                 self._finish()
+                if index < latest:  # the interrupted run went past this check; what it kept knows of later feeds
+                    continue
                 now = self._ranges()
                 if before is not None and self._stable(before, now):
                     self.out.stopped = True
                     return
-                before, check = now, max(check + 1, int(check * _CHECK_GROWTH))
+                before, self.checked = now, (self.out.statistics, dict(self.out.digests))
+        if index < latest:
+            raise CalibrationError(
+                f"the interrupted run saw sample {latest}, now there are {index + 1} samples: the data changed; run "
+                "without resuming"
+            )
         if held:
             yield Shard(tuple(indices), tuple(held), tuple(digests))
 
@@ -257,7 +270,7 @@ class _Run:
                 future = executor.submit(observe_shard, self.observer, shard)
             else:
                 future = executor.submit(_observe_remote, self.remote, shard)
-        except BrokenExecutor as error:
+        except RuntimeError as error:  # broken, or shut down by its owner
             self._lost(shard, tries, error)
             return
         self.pending[future] = (shard, tries, time.monotonic())
@@ -325,12 +338,14 @@ class _Run:
         folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="qcompiler-"))
         path = Path(folder) / "model.onnx"
         save_model(self.plan.model, path)
+        plan, share = self.plan, max(1, memory // self.workers.count)
+        engine = (plan.engine.name, plan.engine.version, plan.threads, share)
+        wanted = (plan.names, sorted(plan.squares), sorted(plan.parts.items(), key=str))
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        plan = self.plan
+            digest = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {engine} {wanted}"
         return _Remote(
-            digest, str(path), None, tuple(plan.names), plan.engine, plan.threads,
-            max(1, memory // self.workers.count), tuple(plan.squares), dict(plan.parts),
+            digest, str(path), None, tuple(plan.names), plan.engine, plan.threads, share, tuple(plan.squares),
+            dict(plan.parts),
         )  # fmt: skip
 
     def _send_bytes(self) -> None:
@@ -343,9 +358,13 @@ class _Run:
     # ---- the user ----------------------------------------------------------------------------------------------
 
     def _keep(self, due: bool) -> None:
-        """Save what is merged so far."""
-        if self.save is not None and due:
-            self.save(self.out.statistics, self.out.digests)
+        """Save what is merged so far; as of the latest check for stable ranges, so that later checks come out alike."""
+        if self.save is None or not due:
+            return
+        statistics, digests = self.checked if self.plan.stable is not None else (self.out.statistics, self.out.digests)
+        # An interrupt may have come between the two: what was saved before is whole.
+        if 0 < statistics.feeds == len(digests):
+            self.save(statistics, digests)
             self.saved_at = time.monotonic()
 
 

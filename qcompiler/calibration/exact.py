@@ -46,13 +46,12 @@ class ExactSums:
         fraction, exponent = np.frexp(terms)
         mantissa = (fraction * 2.0**53).astype(np.int64)
         place = exponent.astype(np.int64) - 53 - _LOWEST
-        under = place < 0
-        if under.any():
-            mantissa = np.where(under, 0, mantissa)
-            place = np.where(under, 0, place)
-        limb, shift = place // _BITS, place % _BITS
         sign = np.sign(mantissa)
         size = np.abs(mantissa)
+        if (place < 0).any():
+            size >>= np.clip(-place, 0, 63)
+            place = np.maximum(place, 0)
+        limb, shift = place // _BITS, place % _BITS
         low, high = (size & _MASK) << shift, (size >> _BITS) << shift
         rows = np.arange(self.size)
         self.limbs[rows, limb] += sign * (low & _MASK)

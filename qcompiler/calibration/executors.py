@@ -83,7 +83,7 @@ class Workers:
 
     def _kind_and_count(self) -> tuple[str, int]:
         kind, _, number = self.text.partition(":")
-        if kind not in KINDS or (number and (not number.isdigit() or int(number) < 1 or kind in ("inline", "dask"))):
+        if kind not in KINDS or (number and (not number.isdecimal() or int(number) < 1 or kind in ("inline", "dask"))):
             raise CalibrationError(
                 f"unknown executor {self.text!r}; expected inline, threads, threads:N, processes, processes:N or dask"
             )

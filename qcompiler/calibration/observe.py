@@ -67,7 +67,7 @@ class Observer:
             into: statistics of one thread's shard; changed in place.
 
         Raises:
-            CalibrationError: a value holds NaN; names the sample and the tensor.
+            CalibrationError: a value holds NaN or the engine stops; names the sample, and the tensor that holds NaN.
         """
 
         def sink(name: str, array: Array) -> None:
@@ -78,7 +78,12 @@ class Observer:
             if name in self.parts:
                 _add_parts(into, name, array, index, self.parts[name])
 
-        self._stepper.run(feed, sink)
+        try:
+            self._stepper.run(feed, sink)
+        except CalibrationError as error:
+            if str(error).startswith("sample "):
+                raise
+            raise CalibrationError(f"sample {index}: {error}") from error
         into.feeds += 1
 
     @property

@@ -26,7 +26,9 @@ HALF_BINS = 2048
 RECENT = 1024
 """Feeds whose extremes are kept one by one, for the moving average and for how ranges moved."""
 _BLOCK = 1 << 15
-"""Elements taken in at a time: the temporary arrays stay in the second-level cache."""
+"""Elements that are summed in their own precision; sums of blocks are added up in float64."""
+_CHUNK = 4 * _BLOCK
+"""Elements counted at a time: temporary arrays fit the second-level cache; less, and threads wait for each other."""
 _FINEST = -126
 _NARROW = 1e15
 """Below this a block is summed in float32 (blocks are added up in float64); above it squares could overflow there."""
@@ -191,6 +193,7 @@ class TensorStatistics:
             if flat.size == 0:
                 return
             low, high = float(flat.min()), float(flat.max())
+        low, high = low + 0.0, high + 0.0  # -0.0 becomes 0.0: the smaller of the two depends on the order
         self._widen(max(-low, high))
         self._take_in(flat, low, high)
         latest = int(self.recent.feeds[-1]) + 1 if self.recent.feeds.size else 0
@@ -200,14 +203,16 @@ class TensorStatistics:
     def _take_in(self, flat: npt.NDArray[np.float32], low: float, high: float) -> None:
         total = square = 0.0
         zeros = 0
-        for start in range(0, flat.size, _BLOCK):
-            block = flat[start : start + _BLOCK]
-            self._count(block, low)
+        for start in range(0, flat.size, _CHUNK):
+            chunk = flat[start : start + _CHUNK]
+            self._count(chunk, low)
             if low <= 0 <= high:
-                zeros += int(np.count_nonzero(block == 0))
-            narrow = block if max(-low, high) < _NARROW else block.astype(np.float64)
-            total += float(narrow.sum())
-            square += float(np.einsum("i,i->", narrow, narrow))
+                zeros += int(np.count_nonzero(chunk == 0))
+            narrow = chunk if max(-low, high) < _NARROW else chunk.astype(np.float64)
+            for first in range(0, narrow.size, _BLOCK):
+                block = narrow[first : first + _BLOCK]
+                total += float(block.sum())
+                square += float(np.einsum("i,i->", block, block))
         self.count += flat.size
         self.zeros += zeros
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
@@ -221,19 +226,21 @@ class TensorStatistics:
         self.executions += 1
         self.recent = recent.merge(RecentExtremes(np.array([feed]), np.array([[low, high]], np.float32)))
 
-    def _count(self, block: npt.NDArray[np.float32], low: float) -> None:
-        """Add one block to the histogram, whose reach covers it; ``low`` is no larger than its smallest value.
+    def _count(self, chunk: npt.NDArray[np.float32], low: float) -> None:
+        """Add one chunk to the histogram, whose reach covers it; ``low`` is no larger than its smallest value.
 
-        Scaling by a power of two is exact but for one case: a negative number may become a zero, and fall on the wrong
-        side of it. Those are counted and put back, so that a wider histogram equals a finer one folded.
+        Scaling by a power of two is exact but for one case: a negative number made smaller may become a zero, and fall
+        on the wrong side of it. Those are counted and put back, so that a wider histogram equals a finer one folded.
         """
-        scaled = block * np.float32(2.0**-self.exponent)
+        scaled = chunk * np.float32(2.0**-self.exponent)
+        if low >= 0:  # cutting off rounds down
+            self.counts[HALF_BINS:] += np.bincount(scaled.astype(np.int64), minlength=HALF_BINS)
+            return
         np.floor(scaled, out=scaled)
-        index = scaled.astype(np.int64)
-        index += HALF_BINS
-        added = np.bincount(index, minlength=2 * HALF_BINS)
-        if low < 0:
-            lost = int(np.count_nonzero(block < 0)) - int(added[:HALF_BINS].sum())
+        scaled += HALF_BINS  # exact: whole numbers below 2^24
+        added = np.bincount(scaled.astype(np.int64), minlength=2 * HALF_BINS)
+        if self.exponent > 0:
+            lost = int(np.count_nonzero(chunk < 0)) - int(added[:HALF_BINS].sum())
             added[HALF_BINS] -= lost
             added[HALF_BINS - 1] += lost
         self.counts += added
@@ -374,7 +381,8 @@ def _extremes(
     if squares:
         sums = ExactSums(array.shape[axis])
         sums.add(np.square(clean, dtype=np.float64).sum(axis=rest))
-    return low, high, ChannelExtremes(axis - array.ndim, lows, highs, sums, array.size // array.shape[axis])
+    zero = np.float32(0)  # added, it makes -0.0 a plain zero
+    return low, high, ChannelExtremes(axis - array.ndim, lows + zero, highs + zero, sums, array.size // lows.size)
 
 
 @dataclass

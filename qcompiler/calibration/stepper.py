@@ -25,7 +25,10 @@ Sink = Callable[[str, Array], None]
 """Takes the name of a looked-at value and its numbers, which are valid during the call only."""
 
 _STEPPED = ("If", "Loop", "Scan")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_SCAN_WITHOUT_BATCH = 9
+"""Operator set before which a Scan has a batch axis and lengths per sequence; those run as a whole."""
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_FLOATS = (ir.DataType.FLOAT, *_HALVES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +188,7 @@ class Stepper:
                 piece, used = [], 0
             piece.append(node)
             used += size
-            if self._stepped(node):
+            if self._stepped(node) or _is_half(node):
                 yield piece
                 piece, used = [], 0
         if piece:
@@ -197,6 +200,8 @@ class Stepper:
     def _stepped(self, node: ir.Node) -> bool:
         """Return whether the bodies of a control flow node hold a looked-at value, at any depth."""
         if node.op_type not in _STEPPED or node.domain not in ("", "ai.onnx"):
+            return False
+        if node.op_type == "Scan" and self.model.graph.opset_imports.get("", _SCAN_WITHOUT_BATCH) < _SCAN_WITHOUT_BATCH:
             return False
         return any(
             self._looked_at(v) or self._stepped(inner)
@@ -235,9 +240,10 @@ class Stepper:
         return int(array.nbytes)
 
     def _run_segment(self, segment: Segment, scope: _Scope, sink: Sink) -> None:
+        if not segment.outputs:
+            return  # nobody reads what it gives
         values = {str(v.name): scope[v] for v in segment.inputs}
-        runner = self._runner(segment, values)
-        made = runner.run_values(values, [str(v.name) for v in segment.outputs]) if segment.outputs else {}
+        made = self._runner(segment, values).run_values(values, [str(v.name) for v in segment.outputs])
         sizes: dict[str, int] = {}
         for value in segment.outputs:
             given = made.pop(str(value.name))
@@ -296,14 +302,20 @@ class Stepper:
         rows: list[list[Array]] = [[] for _ in step.node.outputs[len(state) :]]
         count = 0
         while going and count < trips:
-            counter, flag = self.engine.value(np.array(count, np.int64)), self.engine.value(np.array(going))
+            counter, flag = self._counters(body, count, going)
             given, *results = self._run_block(body, [counter, flag, *state], scope, sink)
-            going, state = bool(given.array()), results[: len(state)]
+            going, state = bool(given.array().reshape(-1)[0]), results[: len(state)]
             for kept, value, result in zip(rows, step.node.outputs[len(state) :], results[len(state) :], strict=True):
                 if value in step.whole.outputs:
                     kept.append(result.array().copy())
             count += 1
         return [*state, *(self.engine.value(np.stack(kept) if kept else np.zeros(0, np.float32)) for kept in rows)]
+
+    def _counters(self, body: Block, count: int, going: bool) -> Iterator[EngineValue]:
+        """Yield a Loop's iteration number and condition, of rank 1 where the body declares them so."""
+        for value, number in zip(body.graph.inputs, (np.array(count, np.int64), np.array(going)), strict=False):
+            ranked = value.shape is not None and len(value.shape) == 1
+            yield self.engine.value(number.reshape(1) if ranked else number)
 
     def _run_scan(self, step: Control, scope: _Scope, sink: Sink) -> list[EngineValue] | None:
         """Return what a Scan gives (ONNX operator specification, Scan-21), None if it makes no iteration."""
@@ -338,6 +350,15 @@ class Stepper:
     def _scalar(self, value: ir.Value | None, scope: _Scope) -> float:
         assert value is not None
         return float(scope[value].array().reshape(-1)[0])
+
+
+def _is_half(node: ir.Node) -> bool:
+    """Return whether a node gives numbers of half precision: those end a piece.
+
+    Engines without kernels for them compute in float32 and leave out the rounding between two nodes of one session, so
+    that numbers would depend on where the cuts are.
+    """
+    return any(v.dtype in _HALVES for v in node.outputs)
 
 
 def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:

@@ -1,69 +1,87 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
-from qcompiler.engine import Array, EngineOptions, Feeds, ModelLike, Profile, TensorInfo
-
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": np.bool_}
-
-_DEFAULT = EngineOptions()
+from qcompiler.backends.onnxruntime import OrtEngine
+from qcompiler.engine import Array, EngineOptions, EngineValue, Feeds, ModelLike, Runner, TensorInfo
 
 
-class SmallRunner:
-    """A model in ONNX Runtime that keeps what was asked of it."""
+class CountedValue:
+    """A value that its engine knows of while it is alive."""
 
-    def __init__(self, model: ir.Model, options: EngineOptions) -> None:
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        settings.log_severity_level = 4
-        if not options.optimize:
-            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        data = ir.to_proto(model).SerializeToString()
-        self._session = ort.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+    def __init__(self, value: EngineValue, engine: CountingEngine) -> None:
+        self.value, self.engine = value, engine
+        engine.alive += 1
+        engine.most_alive = max(engine.most_alive, engine.alive)
+
+    def __del__(self) -> None:
+        self.engine.alive -= 1
+
+    @property
+    def type(self) -> ir.TypeProtocol:
+        return self.value.type
+
+    def array(self) -> Array:
+        return self.value.array()
+
+
+@dataclass(frozen=True)
+class CountedRunner:
+    """A model that tells its engine what it runs."""
+
+    runner: Runner
+    engine: CountingEngine
+    nodes: tuple[str, ...]
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
-        given = self._session.get_inputs()
-        return tuple(TensorInfo(i.name, np.dtype(_DTYPES[i.type]), tuple(i.shape)) for i in given)
+        return self.runner.inputs
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
-        return ()
+        return self.runner.outputs
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        names = list(outputs or ())
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        self.engine.ran += self.nodes
+        return self.runner.run(feeds, outputs)
+
+    def run_values(self, values: Mapping[str, EngineValue], outputs: Sequence[str]) -> dict[str, EngineValue]:
+        self.engine.ran += self.nodes
+        plain = {name: value.value for name, value in values.items() if isinstance(value, CountedValue)}
+        made = self.runner.run_values(plain, outputs)
+        return {name: CountedValue(value, self.engine) for name, value in made.items()}
 
 
-class SmallEngine:
-    """As much of an engine as observation needs; remembers the options of every load."""
+@dataclass
+class CountingEngine(OrtEngine):
+    """ONNX Runtime, with a record of what was asked of it; for one thread.
 
-    name = "small"
+    Attributes:
+        loads: options of every load.
+        ran: names of the nodes of every model that ran, once per run.
+        alive: values that exist now.
+        most_alive: the most that existed at a time.
+    """
 
-    def __init__(self) -> None:
-        self.loads: list[EngineOptions] = []
+    loads: list[EngineOptions] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    alive: int = 0
+    most_alive: int = 0
 
-    @property
-    def version(self) -> str:
-        return "1"
-
-    def load(self, model: ModelLike, options: EngineOptions = _DEFAULT) -> SmallRunner:
+    def load(self, model: ModelLike, options: EngineOptions = EngineOptions()) -> CountedRunner:  # type: ignore[override]
         assert isinstance(model, ir.Model)
         self.loads.append(options)
-        return SmallRunner(model, options)
+        names = tuple(str(node.name) for node in model.graph.all_nodes())
+        return CountedRunner(super().load(model, options), self, names)
 
-    def profile(self, model: ModelLike, feeds: Feeds, options: EngineOptions, rounds: int) -> Profile:
-        raise NotImplementedError
-
-    def optimized_graph(self, model: ModelLike, options: EngineOptions) -> ir.Model:
-        raise NotImplementedError
+    def value(self, array: Array) -> CountedValue:
+        return CountedValue(super().value(array), self)
 
 
 @pytest.fixture
-def engine() -> SmallEngine:
-    return SmallEngine()
+def engine() -> CountingEngine:
+    return CountingEngine()
