@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ from qcompiler.calibration.qcal import (
 from qcompiler.calibration.readers import FeedSource, as_feed_source, synthetic_feeds
 from qcompiler.calibration.source_options import SourceOptions
 from qcompiler.calibration.statistics import Parts, Statistics, TensorStatistics
-from qcompiler.engine import Engine, EngineOptions, Feeds
+from qcompiler.engine import Engine, EngineOptions
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.importer import import_model
 from qcompiler.observed import observed_values, statistics_key
@@ -111,7 +111,8 @@ def calibrate_model(model: Any, feeds: Any, options: CalibrationOptions, engine:
     if source.about:
         gathered.notes.insert(0, f"feeds: {source.about}")
     statistics = gathered.statistics
-    about = replace(key, data=key.data or gathered.data_digest)
+    # A run that stopped early is not of all the data: it must not stand in for one that is.
+    about = replace(key, data=gathered.data_digest if gathered.stopped or key.data is None else key.data)
     statistics.about, statistics.synthetic = about.to_about(), source.synthetic or ""
     if options.output is not None:
         write_qcal(statistics, options.output, ranges=chosen_ranges(statistics, options.estimators))
@@ -123,10 +124,9 @@ def calibrate_model(model: Any, feeds: Any, options: CalibrationOptions, engine:
 def _source(feeds: Any, model: ir.Model, inputs: Any, options: CalibrationOptions) -> FeedSource:
     if options.synthetic:
         return synthetic_feeds(model, inputs, options.synthetic)
-    if isinstance(feeds, Iterator):  # read once here: no need to keep what it gives, as compiling must
-        taken: Callable[[], Iterable[Feeds]] = lambda: feeds  # noqa: E731
-        return FeedSource(taken, inputs)
-    return as_feed_source(feeds, inputs, options.sources)
+    # An iterator is read once here: no need to keep what it gives, as compiling must.
+    given = (lambda: feeds) if isinstance(feeds, Iterator) else feeds
+    return as_feed_source(given, inputs, options.sources)
 
 
 def _still_valid(key: Key, options: CalibrationOptions) -> Calibration | None:

@@ -33,12 +33,13 @@ Save = Callable[[Statistics, Mapping[int, str]], None]
 
 SHARD_SECONDS = 0.5
 """Shards grow until one takes about this long: merging one takes a few milliseconds."""
-_MOST_FEEDS = 64
-_MOST_BYTES = 16 << 20
+_MOST_FEEDS = 16
+_MOST_BYTES = 2 << 20
 _SAVE_SECONDS = 20.0
 _TRIES = 3
 _FIRST_CHECK = 16
-_CHECK_GROWTH = 1.125
+_CHECK_GROWTH = 1.5
+"""From check to check: ranges are stable that half as many feeds again did not move."""
 _STABLE_SHARE = 0.95
 _STABLE_ESTIMATOR = "percentile:99.99"
 
@@ -56,7 +57,7 @@ class Plan:
             what is free.
         squares: names whose sum of squares per channel is wanted as well.
         parts: names that are wanted per channel or block as well.
-        stable: stop when no more than this share of a range's width has moved over two checks in a row.
+        stable: stop as soon as half as many feeds again moved 95 % of the ranges by no more than this share.
     """
 
     model: ir.Model
