@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from subjects import ROOT, Subject, list_subjects, load_subject
 
+from qcompiler.backends.catalog import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.readers import as_feed_source
@@ -106,7 +107,7 @@ def prepare(subject: Subject, engine: OrtEngine, options: EngineOptions) -> tupl
     Pipeline((ImportQdq(), Canonicalize())).run(state)
     # Numbers of an imported quantized model would win over every estimator.
     state.imported.clear()
-    workshop = Workshop(state, engine, options, given=given)
+    workshop = Workshop(state, OrtBackend(), options, given=given)
     inputs = engine.load(given, EngineOptions(optimize=False)).inputs
     split = as_feed_source(list(subject.calibration), inputs).split()
     names = list(dict.fromkeys(wanted_values(state.model, workshop.groups)))

@@ -23,6 +23,7 @@ from qcompiler.passes.infer_shapes import InferShapes
 from qcompiler.passes.inline_constant_if import InlineConstantIf
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
+from qcompiler.passes.lower_openvino import LowerOpenvino
 from qcompiler.passes.normalize_activations import NormalizeActivations
 from qcompiler.passes.normalize_gemm import NormalizeGemm
 from qcompiler.passes.order_operands import OrderOperands
@@ -65,6 +66,7 @@ PASSES: tuple[type[Pass], ...] = (
     FoldScales,
     FuseQdq,
     LowerOnnxruntime,
+    LowerOpenvino,
     AvoidEngineTraps,
 )
 """The shipped pass classes, in the order in which a build meets them."""

@@ -12,6 +12,7 @@ from qcompiler.errors import PassError
 from qcompiler.ir.graph import all_graphs, is_op
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
+from qcompiler.passes.inlining import inline
 from qcompiler.passes.integer_operators import EMITTERS, Emission
 from qcompiler.patterns.outline import DOMAIN, ROOT, roles_of
 from qcompiler.pipeline.base import Pass
@@ -80,36 +81,3 @@ class LowerOnnxruntime(Pass):
         if named is not None and not quantized_output:
             return EMITTERS[named]
         return EMITTERS.get(kind) if forced else None
-
-
-def inline(rewriter: Rewriter, call: ir.Node, function: ir.Function) -> None:
-    """Replace a call by its body; the root keeps the call's name, the other nodes extend it."""
-    mapping: dict[ir.Value, ir.Value | None] = dict(zip(function.inputs, call.inputs, strict=True))
-    group = call.name or ""
-    kind = function.metadata_props[ROOT]
-    for node in function:
-        name = f"{group}/{node.op_type}" if node.op_type != kind else f"{group}:node"
-        made = rewriter.node(
-            node.op_type,
-            [None if v is None else mapping[v] for v in node.inputs],
-            before=call,
-            origin=[call],
-            name=name,
-            domain=node.domain,
-            outputs=len(node.outputs),
-        )
-        for attribute in node.attributes.values():
-            made.attributes[attribute.name] = attribute
-        for old, new in zip(node.outputs, made.outputs, strict=True):
-            mapping[old] = new
-            if not old.name:
-                new.name = ""
-        if node.op_type == kind:
-            call.name = rewriter.unique(f"{group}:was")
-            made.name = group
-    for old, inner in zip(call.outputs, function.outputs, strict=True):
-        result = mapping[inner]
-        assert result is not None
-        rewriter.take_over(old, result)
-        rewriter.replace(old, result)
-    rewriter.erase(call)

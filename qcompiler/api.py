@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from qcompiler.backends.onnxruntime import OrtEngine
+from qcompiler.backends.catalog import engine_of, open_backend
 from qcompiler.calibration.source_options import SourceOptions
 from qcompiler.calibration.statistics import Parts, Statistics
 from qcompiler.compiler import Calibration, CompiledModel, ModelSource, Options, Progress, compile_model
@@ -124,7 +124,7 @@ def calibrate(
         sources: how images, text and arrays become feeds.
         synthetic: make this many feeds up from the graph; ``feeds`` is then None.
         parts: values that are wanted per channel or block as well: ``{"x": Parts(axis=1)}``; see `Statistics.ranges`.
-        until_stable: stop when, over two checks in a row, 95 % of the ranges moved by no more than this share.
+        until_stable: stop as soon as half as many feeds again moved 95 % of the ranges by no more than this share.
         output: a .qcal file to write. If it exists and is of the same model, data and engine, nothing runs.
         resume: go on from where an interrupted run with the same ``output`` stopped.
         progress: called with feeds done and, where known, their number.
@@ -143,13 +143,15 @@ def calibrate(
 
 
 def load(path: str | Path, *, threads: int = 0) -> Runner:
-    """Load a compiled (or any) ONNX model behind one call: ``run({name: array}) -> {name: array}``.
+    """Load a compiled (or any) model behind one call: ``run({name: array}) -> {name: array}``.
 
     Args:
-        path: the model file.
+        path: an ONNX model, run by the engine that it was compiled for (ONNX Runtime, if it does not say), or an .xml
+            of OpenVINO.
         threads: threads inside one operator; 0 leaves it to the engine.
 
     Raises:
         ModelError: the file cannot be loaded.
+        TargetError: the engine that it was compiled for is not installed.
     """
-    return OrtEngine().load(path, EngineOptions(threads=threads))
+    return open_backend(engine_of(Path(path))).engine.load(path, EngineOptions(threads=threads))

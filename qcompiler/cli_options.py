@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 SOURCE_HELP = "an .npz, a folder (.npz, .npy, images, test_data_set_*), text, a .qcal, or file.py:function"
 
-Target = Annotated[str, typer.Option(help="Capability table, or 'host' for this processor (see: qcompiler targets).")]
+Target = Annotated[
+    str,
+    typer.Option(help="Capability table; 'host' for ONNX Runtime here, 'cpu' for the fastest engine (see: targets)."),
+]
 Source = Annotated[str | None, typer.Option("--calibration", metavar="SRC", help=f"Calibration feeds: {SOURCE_HELP}.")]
 RandomFeeds = Annotated[
     int | None,

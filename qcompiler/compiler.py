@@ -14,11 +14,13 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from qcompiler.backends.onnxruntime import OrtEngine
+from qcompiler.backends.catalog import ENGINE, open_backend
+from qcompiler.backends.onnxruntime import OrtEngine, OrtRunner
+from qcompiler.backends.openvino import save_openvino
 from qcompiler.backends.readback import Proof
 from qcompiler.calibration.source_options import SourceOptions
 from qcompiler.calibration.statistics import Statistics
-from qcompiler.dataset import DataOptions, open_dataset
+from qcompiler.dataset import DataOptions, Dataset, open_dataset
 from qcompiler.decider import Decider, Setting
 from qcompiler.decisions import Decisions
 from qcompiler.engine import EngineOptions, Feeds
@@ -96,12 +98,14 @@ class CompiledModel:
         decisions: what measurement chose; replay it with ``compile(..., decisions=...)``.
         remarks: why things were or were not done.
         report: proof, accuracy, size, speed.
+        engine: name of the engine that it was compiled for.
     """
 
     model: ir.Model
     decisions: Decisions
     remarks: tuple[Remark, ...]
     report: Report
+    engine: str = "onnxruntime"
 
     def to_bytes(self) -> bytes:
         """Return the serialized model; the same inputs and decisions give the same bytes."""
@@ -110,20 +114,28 @@ class CompiledModel:
     def save(self, path: str | Path) -> None:
         """Write the model, and the decisions record beside it (``model.decisions.json``); nothing half-written.
 
+        Args:
+            path: an .onnx, or an .xml for OpenVINO's own form (with the weights beside it as .bin).
+
         Raises:
             ModelError: the path cannot be written.
+            TargetError: an .xml is asked for, but the model was compiled for another engine than OpenVINO.
         """
         target = Path(path)
         with staged_text(decisions_path(target), self.decisions.to_json()):
-            save_model(self.model, target, strip=True)
+            if target.suffix == ".xml":
+                save_openvino(self.model, target, self.engine)
+            else:
+                save_model(self.model, target, strip=True)
 
     def session(self, threads: int = 0) -> Any:
-        """Return an ``onnxruntime.InferenceSession`` of the compiled model.
+        """Return the engine's own object: an ``onnxruntime.InferenceSession``, or an ``openvino.CompiledModel``.
 
         Args:
             threads: threads inside one operator; 0 leaves it to the engine.
         """
-        return OrtEngine().load(self.model, EngineOptions(threads=threads)).session
+        runner = open_backend(self.engine).engine.load(self.model, EngineOptions(threads=threads))
+        return runner.session if isinstance(runner, OrtRunner) else runner.compiled  # type: ignore[attr-defined]
 
 
 def decisions_path(path: str | Path) -> Path:
@@ -158,25 +170,38 @@ def staged_text(path: Path, text: str) -> Iterator[None]:
 
 def compile_model(source: ModelSource, options: Options) -> CompiledModel:
     """Compile one model; `qcompiler.compile` is the public face."""
-    return _Compilation(source, options).run()
+    if options.target == "cpu":
+        from qcompiler.best_engine import compile_for_cpu
+
+        return compile_for_cpu(source, options)
+    return Compilation(source, options).run()
 
 
 @dataclass
-class _Compilation:
+class Compilation:
+    """One compilation for one target; `run` does it."""
+
     source: ModelSource
     options: Options
-    engine: OrtEngine = field(default_factory=OrtEngine)
+    truth: OrtEngine = field(default_factory=OrtEngine)
     warnings: list[str] = field(default_factory=list)
     passes: list[tuple[str, int]] = field(default_factory=list)
+    shared: Dataset | None = None
+    data: Dataset = field(init=False)
 
     def run(self) -> CompiledModel:
+        """Compile, measure and prove.
+
+        Raises:
+            QCompilerError: bad input.
+        """
         self._settle()
         self._say("import")
         given = import_model(self.source, shapes=self.options.shapes)
         self.given = given
         self.bytes_before = _size_of(self.source, given)
-        self.runner = self.engine.load(given, replace(self.engine_options, optimize=False))
-        self.data = open_dataset(self.options.data, given, self.runner.inputs, self.warnings)
+        self.runner = self.truth.load(given, replace(self.engine_options, optimize=False))
+        self.data = self.shared or open_dataset(self.options.data, given, self.runner.inputs)
         self.instruments: list[Instrument] = [VerifyInstrument(), _Log(self)]
         if self.options.dump is not None:
             self.instruments.append(DumpInstrument(self.options.dump))
@@ -185,9 +210,10 @@ class _Compilation:
         state = CompileState(given.clone(), self.target)
         Pipeline((ImportQdq(), Canonicalize())).run(state, self.instruments)
         self.workshop = Workshop(
-            state, self.engine, self.engine_options, self.options.emit, self.recipe.estimator, given=self.reference
-        )
-        self.data.observe(state.model, self.workshop.groups, self.engine, self.options.data, self._say)
+            state, self.backend, self.engine_options, self.options.emit, self.recipe.estimator, truth=self.truth,
+            given=self.reference,
+        )  # fmt: skip
+        self.data.observe(state.model, self.workshop.groups, self.truth, self.options.data, self._say)
         state.statistics = self.data.statistics
         pinned, estimators = self.recipe.pinned({g.name: g.legal for g in self.workshop.groups})
         state.estimators = estimators
@@ -200,6 +226,11 @@ class _Compilation:
             forms, engine_forms = self.decider.decide()
         self.workshop = self.decider.workshop
         return self._finish(forms, engine_forms)
+
+    @property
+    def met(self) -> bool:
+        """Return whether the accuracy bounds hold, as far as they were measured."""
+        return self.decider.accuracy is None or self.decider.accuracy.met
 
     def _reference(self, given: ir.Model) -> ir.Model:
         """Return the model as the user would run it today, which every comparison is against.
@@ -223,6 +254,8 @@ class _Compilation:
         self.target: Target = load_target(name)
         if note:
             self.warnings.append(note)
+        self.backend = open_backend(self.target.engine)
+        self.engine = self.backend.engine
         self.here = runs_here(self.target, self.processor)
         if not self.here:
             self.warnings.append(
@@ -245,7 +278,7 @@ class _Compilation:
             raise BudgetError("a drop budget needs a metric: give --metric file.py:function and --evaluation SRC")
         if options.metric is not None and options.evaluation is None:
             raise BudgetError("a metric needs evaluation data: give --evaluation SRC")
-        self.decisions = _read_decisions(options.decisions)
+        self.decisions = read_decisions(options.decisions)
         if options.emit not in ("auto", "qdq", "qoperator"):
             raise PassError(f"emit is {options.emit!r}; expected auto, qdq or qoperator")
         if options.opset is not None and not LEAST_LOWERED <= options.opset <= self.target.max_opset:
@@ -300,7 +333,7 @@ class _Compilation:
         evaluation = list(self.data.evaluation) if self.data.evaluation is not None else []
         return Judge(
             self.engine, self.reference, self.data.held_out, class_like_outputs(self.workshop.base.model),
-            self.engine_options, self.options.metric, evaluation,
+            self.engine_options, self.options.metric, evaluation, self.truth,
         )  # fmt: skip
 
     # ---- result -----------------------------------------------------------------------------------------------
@@ -325,7 +358,9 @@ class _Compilation:
             context=self._context(),
         )
         report = self._report(build, proof)
-        return CompiledModel(build.model, decisions, tuple(build.state.remarks), report)
+        if self.engine.name != self.truth.name:
+            build.model.metadata_props[ENGINE] = self.engine.name
+        return CompiledModel(build.model, decisions, tuple(build.state.remarks), report, self.engine.name)
 
     def _context(self) -> dict[str, str]:
         return {
@@ -350,7 +385,7 @@ class _Compilation:
             passes=tuple(self.passes),
             groups=tuple(self._group_reports(build)),
             forms_tried=self.decider.tried,
-            warnings=tuple(self.warnings),
+            warnings=(*self.data.warnings, *self.warnings),
             context=self._context(),
             returned=tuple(
                 {
@@ -393,7 +428,7 @@ class _Compilation:
 class _Log:
     """An instrument that notes the passes and their changes for the report."""
 
-    owner: _Compilation
+    owner: Compilation
 
     def before_pass(self, state: CompileState, step: Step) -> None:
         """Do nothing."""
@@ -413,7 +448,12 @@ def runs_here(target: Target, processor: Processor) -> bool:
     return all(feature in processor.features for feature in target.requires)
 
 
-def _read_decisions(source: Decisions | str | Path | None) -> Decisions | None:
+def read_decisions(source: Decisions | str | Path | None) -> Decisions | None:
+    """Return a decisions record, read from its file where a path is given.
+
+    Raises:
+        PassError: the file cannot be read or is no record.
+    """
     if source is None or isinstance(source, Decisions):
         return source
     path = Path(source)

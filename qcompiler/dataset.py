@@ -58,10 +58,10 @@ class Dataset:
         statistics: observed ranges, after `observe` at the latest.
         ranges: the feeds that statistics were gathered from.
         held_out: feeds set aside for checking and timing.
-        warnings: what a user should know; shared with the compilation.
+        warnings: what a user should know.
     """
 
-    warnings: list[str]
+    warnings: list[str] = field(default_factory=list)
     feeds: FeedSource | None = None
     evaluation: FeedSource | None = None
     statistics: Statistics | RangeTable | None = None
@@ -70,6 +70,8 @@ class Dataset:
 
     def observe(self, model: ir.Model, groups: Sequence[Group], engine: Engine, options: DataOptions, say: Say) -> None:
         """Set feeds aside and gather statistics of the canonical graph from the others."""
+        if self.ranges is not None:
+            return  # done by a compilation for another target: the canonical graph is the same
         if self.statistics is not None:
             self._check(model, groups)
         if self.feeds is None:
@@ -130,16 +132,16 @@ class Dataset:
             )
 
 
-def open_dataset(options: DataOptions, model: ir.Model, inputs: Sequence[TensorInfo], warnings: list[str]) -> Dataset:
+def open_dataset(options: DataOptions, model: ir.Model, inputs: Sequence[TensorInfo]) -> Dataset:
     """Open what the user gave, and say what its absence means.
 
     Args:
         options: the user's.
         model: the imported model, from which synthetic feeds are made.
         inputs: what a feed gives.
-        warnings: extended in place.
     """
-    data = Dataset(warnings)
+    data = Dataset()
+    warnings = data.warnings
     if options.evaluation is not None:
         data.evaluation = as_feed_source(options.evaluation, inputs, options.sources)
     given = options.calibration

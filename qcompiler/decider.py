@@ -83,6 +83,7 @@ class Decider:
         smoothing: alpha per smoothed activation.
         accuracy: outcome of the accuracy guard.
         speedup: float / compiled latency by minimum and by median.
+        timing_feed: the feed that was timed with.
     """
 
     setting: Setting
@@ -96,6 +97,7 @@ class Decider:
     accuracy: AccuracyResult | None = None
     speedup: tuple[float, float] | None = None
     search: SpeedSearch | None = None
+    timing_feed: Feeds | None = None
 
     def replay(self, decisions: Decisions) -> tuple[dict[str, Form], dict[str, str]]:
         """Return the (forms, engine forms) of an earlier build; nothing is measured."""
@@ -119,7 +121,7 @@ class Decider:
         )
         if not setting.guard:
             return propose(self.workshop.groups, default, pinned), {}
-        feed = self._sample_feed()
+        feed = self.timing_feed = self._sample_feed()
         engine_forms: dict[str, str] = {}
         imported = bool(self.workshop.base.imported)
         if recipe.choose and feed is not None and not imported:

@@ -87,9 +87,15 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """Per-node times of one model on one engine (minimum over rounds of the time per run)."""
+    """Per-node times of one model on one engine (minimum over rounds of the time per run).
+
+    Attributes:
+        nodes: the times.
+        executed: the very graph that was timed, from an engine that names its nodes anew at every load.
+    """
 
     nodes: tuple[NodeCost, ...] = field(default_factory=tuple)
+    executed: ir.Model | None = None
 
     @property
     def total(self) -> float:

@@ -41,7 +41,7 @@ def choose_estimators(
         terms: how far to go.
     """
     base, pinned = workshop.base, dict(workshop.base.estimators)
-    errors = ScoreErrors(workshop.engine, base.model, held_out, ranges, workshop.options)
+    errors = ScoreErrors(workshop.engine, base.model, held_out, ranges, workshop.options, workshop.truth)
 
     def evaluate(estimator: str, estimators: Mapping[str, str]) -> Errors:
         workshop.estimator, base.estimators = estimator, {**estimators, **pinned}

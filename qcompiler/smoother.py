@@ -87,7 +87,7 @@ def apply_smoothing(
             state.smoothing[name] = tuple(scale.tolist())
     state.quantized = {}
     Pipeline((SmoothActivations(),)).run(state, tuple(instruments))
-    fresh = observe(state.model, changed_values(state.smoothing, state.model), feeds, workshop.engine)
+    fresh = observe(state.model, changed_values(state.smoothing, state.model), feeds, workshop.truth)
     merged = Statistics({**statistics.tensors, **fresh.tensors}, statistics.feeds)
     state.statistics = merged
     return replace(workshop, base=state, engine_forms={}, refused={}), merged

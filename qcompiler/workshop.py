@@ -8,14 +8,14 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from qcompiler.backends.readback import Planned, Proof, planned_fusions, prove
+from qcompiler.backends.catalog import Backend
+from qcompiler.backends.onnxruntime import OrtEngine
+from qcompiler.backends.readback import Planned, Proof, planned_fusions
 from qcompiler.engine import Engine, EngineOptions
 from qcompiler.ir.phase import Phase
-from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fuse_qdq import FuseQdq
 from qcompiler.passes.insert_qdq import InsertQdq
-from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
 from qcompiler.passes.plan_quantization import PlanQuantization
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.pipeline import Instrument, Pipeline
@@ -53,23 +53,30 @@ class Workshop:
 
     Attributes:
         base: the FLOAT state; never changed.
-        engine: reads builds back.
+        backend: lowers, runs and reads builds back.
         options: threads.
         emit: ``auto``, ``qdq`` or ``qoperator``.
         estimator: range estimator of activations.
         engine_forms: rewrites in force for every build (forced emissions, avoided traps).
         refused: groups that the engine does not fuse in any way, with the reason.
+        truth: float32 on this engine is what results are compared with, and what is observed.
         given: the model as imported; the engine form ``as-given`` emits it unchanged.
     """
 
     base: CompileState
-    engine: Engine
+    backend: Backend
     options: EngineOptions = EngineOptions()
     emit: str = "auto"
     estimator: str = "min-max"
     engine_forms: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    truth: Engine = field(default_factory=OrtEngine)
     given: ir.Model | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine that runs builds."""
+        return self.backend.engine
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -83,8 +90,7 @@ class Workshop:
             InsertQdq(),
             FoldScales(),
             FuseQdq(),
-            LowerOnnxruntime(emit=self.emit),
-            AvoidEngineTraps(),
+            *self.backend.lowering(self.emit),
         )
 
     def build(
@@ -115,7 +121,7 @@ class Workshop:
 
     def prove(self, build: Build) -> Proof:
         """Read the engine's graph back and match it with what was planned."""
-        return prove(build.planned, self.engine.optimized_graph(build.model, self.options))
+        return self.backend.prove(build.planned, build.model, self.options)
 
     def learn_emission(self, forms: Mapping[str, Form]) -> Proof:
         """Find out, group by group, which form the engine takes: Q/DQ, its integer operator, or neither.
@@ -123,7 +129,7 @@ class Workshop:
         Groups that stay unfused either way are refused from then on: Q/DQ that nothing fuses only costs time.
         """
         proof = self.prove(self.build(forms))
-        if proof.missed and self.emit == "auto":
+        if proof.missed and self.emit == "auto" and self.backend.emits_operators:
             for miss in proof.missed:
                 self.engine_forms[f"emit:{miss.group}"] = "qoperator"
             proof = self.prove(self.build(forms))

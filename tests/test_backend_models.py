@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
 import qcompiler
+from qcompiler.backends.catalog import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.readers import random_feeds
@@ -143,7 +144,7 @@ def hold_contracts(case: Case, feed: dict[str, Array]) -> None:
     """Run the passes one by one, each held to its numeric contract: QDQ against FUSED and LOWERED above all."""
     state = CompileState(import_model(case.model), load_target("ort-x86"))
     Pipeline((ImportQdq(), Canonicalize())).run(state, [VerifyInstrument()])
-    workshop = Workshop(state, ENGINE)
+    workshop = Workshop(state, OrtBackend())
     state.statistics = observe(
         state.model, list(dict.fromkeys(wanted_values(state.model, workshop.groups))), [feed], ENGINE
     )
@@ -197,7 +198,7 @@ def force(case: Case, target: Target, form: Form) -> str:
         ENGINE.load(model.SerializeToString(), AS_WRITTEN).run(feed)
         state = CompileState(import_model(model), target)
         Pipeline((ImportQdq(), Canonicalize())).run(state, [VerifyInstrument()])
-        workshop = Workshop(state, ENGINE)
+        workshop = Workshop(state, OrtBackend())
         names = list(dict.fromkeys(wanted_values(state.model, workshop.groups)))
         state.statistics = observe(state.model, names, [feed], ENGINE)
     except (ModelError, CalibrationError):

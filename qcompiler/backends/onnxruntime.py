@@ -255,9 +255,12 @@ def _session_options(options: EngineOptions) -> ort.SessionOptions:
 
 @cache
 def _register_pool() -> None:
-    """Register an arena that sessions may share; it grows by what is asked for, not in powers of two."""
+    """Register an arena that sessions may share.
+
+    It grows in powers of two: feeds of many shapes would leave holes in one that grows by what each asks for.
+    """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    grow = {"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    grow = {"max_mem": 0, "arena_extend_strategy": 0, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
     # Raises where the process has registered one for itself: that one serves as well.
     with suppress(RuntimeError):
         ort.create_and_register_allocator(info, ort.OrtArenaCfg(grow))

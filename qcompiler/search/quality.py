@@ -73,6 +73,7 @@ class Judge:
     """Compare candidates with a reference model on feeds that range-finding never saw.
 
     The reference outputs are computed once and kept: set-aside feeds are few and outputs are small beside activations.
+    They come from another engine (``truth``) where the candidates' own computes float in less than float32.
     """
 
     def __init__(
@@ -84,11 +85,12 @@ class Judge:
         options: EngineOptions = EngineOptions(),
         metric: Metric | None = None,
         metric_feeds: Sequence[Feeds] = (),
+        truth: Engine | None = None,
     ) -> None:
         self.engine, self.feeds, self.options = engine, list(feeds), options
         self.class_like = frozenset(class_like)
         self.metric, self.metric_feeds = metric, list(metric_feeds)
-        runner = engine.load(reference, options)
+        runner = (truth or engine).load(reference, options)
         self.expected = [runner.run(f) for f in self.feeds]
         self.carried = carried_outputs(self.feeds[0], self.expected[0]) if self.feeds else ()
         self.reference_metric = self._metric(runner)

@@ -70,6 +70,7 @@ class ScoreErrors:
         held_out: Iterable[Feeds],
         more: Iterable[Feeds] = (),
         options: EngineOptions = _DEFAULT_OPTIONS,
+        truth: Engine | None = None,
     ) -> None:
         """Run the reference on as many feeds as make a fair sample.
 
@@ -79,9 +80,10 @@ class ScoreErrors:
             held_out: feeds that ranges have not seen, of which at most `MOST_FEEDS` are used.
             more: feeds to add as long as there are too few.
             options: threads.
+            truth: runs the reference, where it is another engine.
         """
         self.engine, self.options = engine, options
-        runner = engine.load(expose_scores(reference), options)
+        runner = (truth or engine).load(expose_scores(reference), options)
         self.feeds: list[Feeds] = []
         self.expected: list[dict[str, Array]] = []
         elements = 0

@@ -92,7 +92,7 @@ class EngineStopwatch:
     def profile(self, model: ModelLike) -> tuple[Profile, ir.Model]:
         """Return per-node times, and the graph the engine executed."""
         profile = self.engine.profile(model, self.feeds, self.options, self.rounds)
-        return profile, self.engine.optimized_graph(model, self.options)
+        return profile, profile.executed or self.engine.optimized_graph(model, self.options)
 
     def compare(self, models: Mapping[str, ModelLike]) -> dict[str, Timing]:
         """Time whole models, interleaved."""

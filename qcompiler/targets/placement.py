@@ -22,6 +22,9 @@ from qcompiler.targets.target import Target
 DYNAMIC_SUFFIX = "@dynamic"
 NEVER_OBSERVED = "{} was never executed during calibration"
 _KEPT_WITHOUT_READER = frozenset({"AveragePool", "GlobalAveragePool"})
+_SIGNED_FROM = 0.25
+"""Share of the largest value that the negative ones must reach for a signed format without zero point: its steps are
+then at most 1.6 times as wide as those of an unsigned format with one."""
 _INTEGER: frozenset[Form] = frozenset({"static", "static-float"})
 
 
@@ -200,9 +203,24 @@ def resolve(
             )
             form = "float"
         final[group.name] = form
+    _write_floats(groups, final, imported or {})
     builder = _Points(groups, final, target, estimators or {}, default_estimator, statistics, imported or {})
     choices = {g.name: GroupChoice(final[g.name], (why or {}).get(g.name, "")) for g in groups}
     return Resolution(QuantPlan(choices, builder.build()), tuple(refused))
+
+
+def _write_floats(groups: Sequence[Group], forms: dict[str, Form], imported: Mapping[str, QuantSource]) -> None:
+    """Let a group write floats instead of integers that no integer operator reads, where the engine has that form too.
+
+    A form that is emitted as an operator of its own is a choice of its own, and stays.
+    """
+    owner = {node: g for g in groups for node in g.nodes}
+    for group in groups:
+        if forms[group.name] != "static" or "static-float" not in group.legal or group.row.emit:
+            continue
+        kept = any(str(v.name) in imported or any(_integer_readers(v, owner, forms)) for v in group.results)
+        if not kept:
+            forms[group.name] = "static-float"
 
 
 def _illegal(group: Group, form: Form, target: Target) -> tuple[str, str]:
@@ -245,6 +263,7 @@ class _Points:
         self.owner = {node: g for g in groups for node in g.nodes}
         self.points: dict[str, Point] = {}
         self.activation = QuantSpec(target.activation, symmetric=target.activation.startswith("int"))
+        self.signed = QuantSpec(target.signed, symmetric=True) if target.signed else self.activation
         bits = target.weight_bits if target.weight_bits != 8 else 0
         self.weight = QuantSpec(target.weight, symmetric=True, narrow=target.narrow_weights, bits=bits)
 
@@ -268,7 +287,14 @@ class _Points:
             estimator = self.estimators.get(group.name, self.default)
             if estimator.partition(":")[0] == "auto":
                 estimator = estimator_for(value, estimator.partition(":")[2])
-            self.points[name] = Point(self.activation, QuantSource("observed", estimator=estimator))
+            self.points[name] = Point(self._format(name), QuantSource("observed", estimator=estimator))
+
+    def _format(self, name: str) -> QuantSpec:
+        """Return the format of an activation: that of values of both signs, where the target has one and they occur."""
+        if self.signed is self.activation or self.statistics is None or not self.statistics.observed(name):
+            return self.activation
+        low, high = self.statistics.range(name, "min-max")
+        return self.signed if -low > _SIGNED_FROM * high else self.activation
 
     def _static(self, group: Group, form: Form) -> None:
         for value in group.data:

@@ -58,6 +58,7 @@ class Target:
         processor: instruction-set family the table is for; empty for any.
         requires: processor flags without which the table does not hold.
         activation: format of quantized activations.
+        signed: format of activations of both signs, symmetric, where a zero point costs time; empty for ``activation``.
         weight: format of quantized weights.
         weight_bits: bits of the weight's range; 7 where a processor's 16-bit sums of 8-bit products would saturate.
         narrow_weights: weights avoid the most negative integer.
@@ -73,6 +74,7 @@ class Target:
     processor: str = ""
     requires: tuple[str, ...] = ()
     activation: str = "uint8"
+    signed: str = ""
     weight: str = "int8"
     weight_bits: int = 8
     narrow_weights: bool = True
@@ -129,7 +131,7 @@ def parse_target(text: str, name: str) -> Target:
         raise TargetError(f"target {name}: unknown key {sorted(unknown)[0]!r} in [target]")
     if "engine" not in head:
         raise TargetError(f"target {name}: [target] lacks 'engine'")
-    for key in ("activation", "weight"):
+    for key in ("activation", "weight", *(["signed"] if head.get("signed") else [])):
         if head.get(key, "int8") not in FORMATS:
             raise TargetError(f"target {name}: unknown format {head[key]!r} for {key}; known: {', '.join(FORMATS)}")
     head = {key: tuple(v) if isinstance(v, list) else v for key, v in head.items()}
@@ -150,6 +152,6 @@ def load_target(name: str) -> Target:
         TargetError: no such target; the text lists those there are.
     """
     if name not in target_names():
-        raise TargetError(f"unknown target {name!r}; known: {', '.join(('host', *target_names()))}")
+        raise TargetError(f"unknown target {name!r}; known: {', '.join(('cpu', 'host', *target_names()))}")
     text = resources.files("qcompiler.targets").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return parse_target(text, name)

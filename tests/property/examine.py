@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from qcompiler.backends.catalog import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Proof
 from qcompiler.calibration.observe import observe
@@ -136,7 +137,7 @@ def examine(case: Case, policies: Sequence[str]) -> dict[str, Outcome]:
     before = print_model(state.model)
     results = {}
     for policy in policies:
-        workshop = Workshop(state, ENGINE, OPTIMIZED, emit=emit)
+        workshop = Workshop(state, OrtBackend(), OPTIMIZED, emit=emit)
         try:
             results[policy] = _examine_policy(case, workshop, policy, feeds)
         except BrokenPromiseError as error:
@@ -149,7 +150,7 @@ def examine(case: Case, policies: Sequence[str]) -> dict[str, Outcome]:
 def build_once(case: Case, policy: str) -> tuple[dict[Phase, ir.Model], list[dict[str, Array]]]:
     """Return the graph behind each phase, and the feeds it was calibrated with."""
     feeds = case.feeds(3)
-    workshop = Workshop(_calibrated(canonical_state(case, feeds), feeds), ENGINE, OPTIMIZED)
+    workshop = Workshop(_calibrated(canonical_state(case, feeds), feeds), OrtBackend(), OPTIMIZED)
     snapshots = Snapshots()
     workshop.build(propose(workshop.groups, POLICIES[policy]), instruments=[VerifyInstrument(), snapshots])
     return snapshots.models, feeds

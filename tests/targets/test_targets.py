@@ -60,7 +60,7 @@ def test_a_malformed_table_is_refused_by_the_name_of_the_key(text, message):
 
 
 def test_an_unknown_target_lists_those_there_are():
-    with pytest.raises(TargetError, match=r"unknown target 'gpu'; known: host, ort-generic, ort-x86"):
+    with pytest.raises(TargetError, match=r"unknown target 'gpu'; known: cpu, host, openvino, ort-generic, ort-x86"):
         load_target("gpu")
 
 
