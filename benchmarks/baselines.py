@@ -1,13 +1,17 @@
-"""The forms that are compared: the model as given, what ONNX Runtime's own quantizer makes of it, and ours."""
+"""The forms that are compared: the model as given, what other quantizers make of it, and ours."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -18,9 +22,16 @@ from onnxruntime.quantization import (
 )
 
 import qcompiler
+from qcompiler.backends.catalog import engine_backend, engine_of
+from qcompiler.engine import EngineOptions, Runner
 
 FLOAT = "float"
 OURS = "ours"
+OURS_CPU = "ours-cpu"
+FLOAT_OPENVINO = "float-openvino"
+OURS_OPENVINO = "ours-openvino"
+NNCF_PYTHON = "QCOMPILER_NNCF_PYTHON"
+"""Environment variable with the Python that has nncf: it is no dependency of this project."""
 
 Feeds = Sequence[Mapping[str, Any]]
 Notes = dict[str, Any]
@@ -35,12 +46,14 @@ class Form:
         what: the call, in words.
         build: (model, calibration feeds, output) -> notes; writes the output.
         most_feeds: calibration feeds it is given at most; None for all.
+        engine: what runs the result; empty for the engine that it was compiled for.
     """
 
     name: str
     what: str
     build: Callable[[Path, Feeds, Path], Notes]
     most_feeds: int | None = None
+    engine: str = ""
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -89,19 +102,48 @@ def _dynamic(per_channel: bool) -> Callable[[Path, Feeds, Path], Notes]:
     return build
 
 
-def _ours(model: Path, feeds: Feeds, output: Path) -> Notes:
-    compiled = qcompiler.compile(model, calibration=feeds)
-    compiled.save(output)
-    report = compiled.report.to_dict()
-    proof = report["proof"]
-    return {
-        "planned": proof["planned"],
-        "fused": proof["fused"],
-        "missed": len(proof["missed"]),
-        "integer_share": report["integer_share"],
-        "speedup_reported": report["speedup"],
-        "warnings": report["warnings"],
-    }
+def _ours(target: str) -> Callable[[Path, Feeds, Path], Notes]:
+    def build(model: Path, feeds: Feeds, output: Path) -> Notes:
+        compiled = qcompiler.compile(model, calibration=feeds, target=target)
+        compiled.save(output)
+        report = compiled.report.to_dict()
+        proof = report["proof"]
+        return {
+            "engine": compiled.engine,
+            "planned": proof["planned"],
+            "fused": proof["fused"],
+            "missed": len(proof["missed"]),
+            "integer_share": report["integer_share"],
+            "speedup_reported": report["speedup"],
+            "warnings": report["warnings"],
+        }
+
+    return build
+
+
+def _nncf(mode: str) -> Callable[[Path, Feeds, Path], Notes]:
+    """Return a form that NNCF makes, in the environment that has it, of the same model and feeds."""
+
+    def build(model: Path, feeds: Feeds, output: Path) -> Notes:
+        python = os.environ.get(NNCF_PYTHON)
+        if python is None:
+            raise RuntimeError(f"{NNCF_PYTHON} does not name a Python that has nncf")
+        worker = Path(__file__).resolve().parent / "nncf_worker.py"
+        with tempfile.TemporaryDirectory(prefix="qcompiler-nncf-") as folder:
+            for index, feed in enumerate(feeds):
+                np.savez(Path(folder) / f"{index:06}.npz", **feed)
+            done = subprocess.run(
+                [python, str(worker), str(model), folder, mode, str(output)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no word of why"]
+            raise RuntimeError(lines[-1])
+        return {}
+
+    return build
 
 
 FORMS: tuple[Form, ...] = (
@@ -116,9 +158,24 @@ FORMS: tuple[Form, ...] = (
     ),
     Form("ort-dynamic", "quantize_dynamic, its defaults", _dynamic(per_channel=False)),
     Form("ort-dynamic-pc", "quantize_dynamic, per channel", _dynamic(per_channel=True)),
-    Form(OURS, "qcompiler.compile(path, calibration=feeds)", _ours),
+    Form(OURS, "qcompiler.compile(path, calibration=feeds)", _ours("host")),
+    Form(OURS_CPU, 'qcompiler.compile(path, calibration=feeds, target="cpu")', _ours("cpu")),
 )
 """All forms, in the order of the tables; `most_feeds` bounds the memory of ONNX Runtime's percentile calibration."""
+OPENVINO_FORMS: tuple[Form, ...] = (
+    Form(FLOAT, "the model as given on ONNX Runtime", _float, engine="onnxruntime"),
+    Form(FLOAT_OPENVINO, "the model as given on OpenVINO, in its default precision", _float, engine="openvino"),
+    Form("nncf", "nncf.quantize, its defaults, on OpenVINO", _nncf("default"), engine="openvino"),
+    Form(
+        "nncf-transformer",
+        "nncf.quantize, model type transformer, on OpenVINO",
+        _nncf("transformer"),
+        engine="openvino",
+    ),
+    Form(OURS_OPENVINO, 'qcompiler.compile(path, calibration=feeds, target="openvino")', _ours("openvino")),
+    Form(OURS_CPU, 'qcompiler.compile(path, calibration=feeds, target="cpu")', _ours("cpu")),
+)
+"""What is compared on OpenVINO."""
 
 
 def form_named(name: str) -> Form:
@@ -127,10 +184,20 @@ def form_named(name: str) -> Form:
     Raises:
         KeyError: no form has that name.
     """
-    for form in FORMS:
+    for form in (*FORMS, *OPENVINO_FORMS):
         if form.name == name:
             return form
     raise KeyError(f"no form {name!r}; known: {', '.join(f.name for f in FORMS)}")
+
+
+def open_runner(form: Form, path: Path) -> Runner:
+    """Load what a form built, for one thread.
+
+    Raises:
+        QCompilerError: its engine refuses it, or is not installed.
+    """
+    name = form.engine or engine_of(path)
+    return engine_backend(name).engine.load(path, EngineOptions(threads=1))
 
 
 def copy_model(source: Path, target: Path) -> None:

@@ -73,6 +73,15 @@ def build(request: BuildRequest, limits: Limits) -> BuildResult:
         feeds //= 2
 
 
+def built_before(output: Path) -> BuildResult | None:
+    """Return what an earlier run said of a form that it built to the end, None if there is no such form."""
+    answer = output.parent / "result.json"
+    if not answer.exists():
+        return None
+    result = BuildResult(**json.loads(answer.read_text(encoding="utf-8")))
+    return None if result.error == "not tried" else result
+
+
 def _attempt(request: BuildRequest, limits: Limits) -> tuple[BuildResult, bool]:
     """Return the result, and whether the process was stopped for its memory."""
     folder = Path(request.output).parent

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baselines import FLOAT, Form
-from building import BuildRequest, BuildResult, Limits, build
+from baselines import FLOAT, Form, open_runner
+from building import BuildRequest, BuildResult, Limits, build, built_before
 from scoring import FormResult, SqnrMeter, geometric_mean, holds
 from subjects import Array, Outputs, Subject, load_subject
 
-from qcompiler.backends.onnxruntime import OrtEngine, OrtRunner
-from qcompiler.engine import EngineOptions
+from qcompiler.engine import Runner
 from qcompiler.search.timing import interleave
 
 Say = Callable[[str], None]
@@ -31,6 +30,7 @@ class Plan:
         rounds: at least so many interleaved rounds.
         seconds: at least so much time for each form of a model.
         limits: of each build.
+        reuse: take what an earlier run has built in ``work``.
     """
 
     models: Path | None
@@ -39,6 +39,7 @@ class Plan:
     rounds: int = 30
     seconds: float = 1.0
     limits: Limits = field(default_factory=Limits)
+    reuse: bool = False
 
 
 @dataclass
@@ -79,10 +80,11 @@ def measure(group: str, name: str, plan: Plan, say: Say) -> ModelResult:
         path = plan.work / name / form.name / "model.onnx"
         models = None if plan.models is None else str(plan.models)
         request = BuildRequest(group, name, models, form.name, str(path), form.most_feeds)
-        result.forms[form.name] = _figures(form.name, build(request, plan.limits))
+        built = built_before(path) if plan.reuse else None
+        result.forms[form.name] = _figures(form.name, built or build(request, plan.limits))
         paths[form.name] = path
     subject = load_subject(group, name, plan.models)
-    runners = _evaluate(subject, result, paths, say)
+    runners = _evaluate(subject, result, plan.forms, paths, say)
     say(f"{name}: time")
     _time(subject, result, runners, plan)
     return result
@@ -100,21 +102,23 @@ def _figures(form: str, built: BuildResult) -> FormResult:
     )
 
 
-def _evaluate(subject: Subject, result: ModelResult, paths: dict[str, Path], say: Say) -> dict[str, OrtRunner]:
+def _evaluate(
+    subject: Subject, result: ModelResult, forms: Sequence[Form], paths: dict[str, Path], say: Say
+) -> dict[str, Runner]:
     """Fill in metrics and SQNR; return the runners of the forms that work, float first.
 
     Raises:
         RuntimeError: the float model does not run; nothing can be compared with it.
     """
-    runners: dict[str, OrtRunner] = {}
+    runners: dict[str, Runner] = {}
     reference: list[Outputs] = []
-    names = sorted(paths, key=lambda form: form != FLOAT)
-    for form in names:
+    for known in sorted(forms, key=lambda form: form.name != FLOAT):
+        form = known.name
         figures = result.forms[form]
         if figures.error is None:
             say(f"{subject.name}: evaluate {form}")
             try:
-                runner = OrtEngine().load(paths[form], EngineOptions(threads=1))
+                runner = open_runner(known, paths[form])
                 outputs = subject.run_all(_run(runner))
                 figures.metrics = subject.metric(outputs)
             except Exception as error:  # a model may fail on a feed in any way
@@ -134,11 +138,11 @@ def _evaluate(subject: Subject, result: ModelResult, paths: dict[str, Path], say
     return runners
 
 
-def _run(runner: OrtRunner) -> Callable[[Any], list[Array]]:
+def _run(runner: Runner) -> Callable[[Any], list[Array]]:
     return lambda feed: list(runner.run(feed).values())
 
 
-def _time(subject: Subject, result: ModelResult, runners: dict[str, OrtRunner], plan: Plan) -> None:
+def _time(subject: Subject, result: ModelResult, runners: dict[str, Runner], plan: Plan) -> None:
     timings = interleave(
         runners, subject.feed, rounds=plan.rounds, seconds=plan.seconds * len(runners), most=MOST_ROUNDS
     )
@@ -151,14 +155,14 @@ def _time(subject: Subject, result: ModelResult, runners: dict[str, OrtRunner], 
         figures.speedup_median = base.median / timing.median
 
 
-def usable_means(results: Sequence[ModelResult], rivals: Sequence[str], ours: str) -> dict[str, dict[str, float]]:
-    """Return geometric means of the usable speed-up by group: the best rival per model, each form, and ours."""
+def usable_means(results: Sequence[ModelResult], rivals: Sequence[str], *ours: str) -> dict[str, dict[str, float]]:
+    """Return geometric means of the usable speed-up by group: the best rival per model, each form, and each of ours."""
     means: dict[str, dict[str, float]] = {}
     for group in dict.fromkeys(r.group for r in results):
         members = [r for r in results if r.group == group]
         best = [r.best_of(rivals) for r in members]
         row = {"best of ONNX Runtime per model": geometric_mean(b.usable_speedup if b else 1.0 for b in best)}
-        for form in (*rivals, ours):
+        for form in (*rivals, *ours):
             if any(form in r.forms for r in members):
                 row[form] = geometric_mean(r.forms[form].usable_speedup for r in members if form in r.forms)
         means[group] = row

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from baselines import FLOAT, FORMS, OURS
+from baselines import FLOAT, FORMS, OURS, OURS_CPU
 from measuring import ModelResult, usable_means
 from scoring import FormResult
 
-RIVALS = tuple(form.name for form in FORMS if form.name not in (FLOAT, OURS))
+RIVALS = tuple(form.name for form in FORMS if form.name not in (FLOAT, OURS, OURS_CPU))
 
 
 def write_results(folder: Path, stem: str, results: Sequence[ModelResult], context: Mapping[str, str]) -> list[Path]:
     """Write ``STEM.md`` and ``STEM.json``, each under a temporary name first, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    means = usable_means(results, RIVALS, OURS)
+    means = usable_means(results, RIVALS, OURS, OURS_CPU)
     data = {
         "context": dict(context),
         "usable_speedup": means,
@@ -74,8 +74,9 @@ def _cap(most: int | None) -> str:
 def _headline(results: Sequence[ModelResult], means: Mapping[str, float]) -> list[str]:
     lines = [
         "| model | metric, float | best form of ONNX Runtime | its usable speed-up | its metric | its SQNR, dB "
-        "| ours, usable speed-up | our metric | our SQNR, dB | integer share | fused / planned |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| ours, usable speed-up | our metric | our SQNR, dB | integer share | fused / planned "
+        "| `--target cpu`, usable |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         best, ours, reference = result.best_of(RIVALS), result.forms.get(OURS), result.forms[FLOAT]
@@ -93,8 +94,8 @@ def _headline(results: Sequence[ModelResult], means: Mapping[str, float]) -> lis
                 f"{notes['integer_share']:.0%}" if "integer_share" in notes else "",
                 f"{notes['fused']} / {notes['planned']}" if "planned" in notes else "",
             )
-        lines.append(_row(result.name, f"{main} {reference.metrics[main]:.4f}", *theirs, *mine))
-    best_mean, our_mean = means["best of ONNX Runtime per model"], means.get(OURS)
+        lines.append(_row(result.name, f"{main} {reference.metrics[main]:.4f}", *theirs, *mine, _on_cpu(result)))
+    best_mean, our_mean, cpu_mean = means["best of ONNX Runtime per model"], means.get(OURS), means.get(OURS_CPU)
     blank = ("", "")
     lines.append(
         _row(
@@ -106,10 +107,19 @@ def _headline(results: Sequence[ModelResult], means: Mapping[str, float]) -> lis
             "" if our_mean is None else f"**{our_mean:.2f}**",
             *blank,
             *blank,
+            "" if cpu_mean is None else f"**{cpu_mean:.2f}**",
         )
     )
     others = [f"`{name}` {value:.2f}" for name, value in means.items() if name in RIVALS]
     return [*lines, "", f"One form for all models, geometric mean: {', '.join(others)}."] if others else lines
+
+
+def _on_cpu(result: ModelResult) -> str:
+    """Return the usable speed-up of the best engine of this processor, and its name."""
+    form = result.forms.get(OURS_CPU)
+    if form is None:
+        return ""
+    return f"{form.usable_speedup:.2f} {form.notes.get('engine', '')}" + ("" if form.usable else " (not usable)")
 
 
 def _details(result: ModelResult) -> list[str]:

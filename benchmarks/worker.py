@@ -10,12 +10,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from baselines import copy_model, form_named
+from baselines import copy_model, form_named, open_runner
 from building import BuildRequest, BuildResult
 from subjects import load_subject
-
-from qcompiler.backends.onnxruntime import OrtEngine
-from qcompiler.engine import EngineOptions
 
 
 def main() -> None:
@@ -43,8 +40,7 @@ def main() -> None:
     built = BuildResult("not tried", seconds, peak, before, len(feeds), _size(Path(request.output)), notes)
     _write(result_path, built)  # what follows may crash
     try:
-        runner = OrtEngine().load(request.output, EngineOptions(threads=1))
-        runner.run(feed)
+        open_runner(form, Path(request.output)).run(feed)
     except Exception as error:
         built.error = f"does not run: {_short(error)}"
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qcompiler.passes.assign_float_type import AssignFloatType
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.passes.cancel_transposes import CancelTransposes
 from qcompiler.passes.canonicalize import Canonicalize
@@ -24,6 +25,7 @@ from qcompiler.passes.inline_constant_if import InlineConstantIf
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
 from qcompiler.passes.lower_openvino import LowerOpenvino
+from qcompiler.passes.lower_tensorrt import LowerTensorrt
 from qcompiler.passes.normalize_activations import NormalizeActivations
 from qcompiler.passes.normalize_gemm import NormalizeGemm
 from qcompiler.passes.order_operands import OrderOperands
@@ -67,6 +69,8 @@ PASSES: tuple[type[Pass], ...] = (
     FuseQdq,
     LowerOnnxruntime,
     LowerOpenvino,
+    LowerTensorrt,
+    AssignFloatType,
     AvoidEngineTraps,
 )
 """The shipped pass classes, in the order in which a build meets them."""

@@ -20,6 +20,7 @@ from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.arithmetic import quantize
 from qcompiler.quant.formats import QuantFormat, format_of
 from qcompiler.quant.spec import QuantParams, QuantSource, QuantSpec
+from qcompiler.targets.points import imported_format
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ImportQdq(Pass):
             integers = _quantized_constant(weight, scale, zero, storage, attr_int(node, "axis", 1))
             self._fold_constant(state, rewriter, node, integers, scale, zero, storage)
             return
-        activation = state.target.activation
+        activation = imported_format(state.target)
         fixed = _as_activation(scale, zero, storage, activation)
         if producer is None or not is_op(producer, "QuantizeLinear") or producer.graph is not node.graph:
             if fixed is not None:
@@ -115,7 +116,7 @@ class ImportQdq(Pass):
         numbers, x = _numbers(node), node.inputs[0]
         if numbers is None or x is None:
             return
-        fixed = _as_activation(*numbers, state.target.activation)
+        fixed = _as_activation(*numbers, imported_format(state.target))
         if fixed is not None:
             state.imported.setdefault(str(x.name), fixed)
 

@@ -8,20 +8,20 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.engine import Array
 from qcompiler.errors import PassError
 from qcompiler.ir.analysis import holders, open_graphs, repeated_at
-from qcompiler.ir.graph import const_array, consumers, is_op, origins
+from qcompiler.ir.graph import consumers, is_op
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
+from qcompiler.passes.stored_constants import StoredConstants
+from qcompiler.patterns.block_dynamic import BLOCK_DOMAIN, BLOCK_SIZES, block_quantizer, quantizer_of
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, Lossy
 from qcompiler.pipeline.state import CompileState
-from qcompiler.quant.arithmetic import bias_scale, fit_bias, quantize, quantize_bias, weight_params
-from qcompiler.quant.plan import use_point
-from qcompiler.quant.spec import QuantParams, QuantSource, QuantSpec, affine_params, fixed_params
+from qcompiler.quant.spec import QuantParams, QuantSource, affine_params, fixed_params, outer_scale
+from qcompiler.targets.following import activation_bounds
 from qcompiler.targets.groups import Group, find_groups
-from qcompiler.targets.placement import DYNAMIC_SUFFIX, activation_bounds, root_point
+from qcompiler.targets.points import DYNAMIC_SUFFIX, activation_spec, replanned, root_point
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class _Inserter:
         self.groups = [g for g in groups if self.plan.form(g.name) != "float"]
         self.stored: dict[str, ir.Value] = {}
         self.numbers: dict[str, tuple[ir.Value, ir.Value]] = {}
-        self.weights: dict[tuple[str, str], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.outer_scales: dict[str, ir.Value] = {}
+        self.constants = StoredConstants(state, self.rewriter, self.params)
         self.shared: dict[tuple[str, ir.Graph], ir.Value] = {}
 
     def run(self) -> None:
@@ -63,17 +64,20 @@ class _Inserter:
                     self._store(group, value)
         for group in self.groups:
             form = self.plan.form(group.name)
-            for value in group.data if group.row.kind != "recurrent" else ():
+            for value in group.data if group.row.kind != "recurrent" and form != "weight-only" else ():
                 self._read(group, value, dynamic=form == "dynamic")
-            self._constants(group)
+            self.constants.store(group)
         self._keep_imported()
         self.rewriter.erase_dead([n for v in self.shared.values() if (n := v.producer()) is not None])
 
     def _keep_imported(self) -> None:
         """Put the Q/DQ pairs of an imported model back where no group stores the value quantized.
 
-        The imported model is the reference: a value that it rounds and clips stays rounded and clipped.
+        The imported model is the reference: a value that it rounds and clips stays rounded and clipped. To round it to
+        a small float format would be another model, so it stays float there.
         """
+        if activation_spec(self.state.target).storage.kind == "float":
+            return
         for graph in open_graphs(self.state.model):
             for node in list(graph):
                 for value in node.outputs:
@@ -91,7 +95,7 @@ class _Inserter:
         """Let the readers of a value read it through a Q/DQ pair."""
         name = str(value.name)
         if name not in self.numbers:
-            params = fixed_params(QuantSpec(self.state.target.activation), source)
+            params = fixed_params(activation_spec(self.state.target), replanned(source, self.state.target))
             zero = params.zero_point.astype(params.spec.storage.dtype)
             self.numbers[name] = (
                 self.rewriter.constant(params.scale, f"{name}:scale"),
@@ -185,12 +189,12 @@ class _Inserter:
         least, most = activation_bounds(group.activation)
         step = float(params.scale)
         if low < least - 0.01 * step or high > most + 0.5 * step:
-            self.state.remark(
-                self.pass_name,
-                group.activation,
-                "activation-not-redundant",
-                f"the quantized range [{low:g}, {high:g}] passes values that {group.activation.op_type} would not",
-            )
+            # A symmetric range passes negative numbers by design: there the engine fuses the activation itself.
+            if not params.spec.symmetric:
+                text = (
+                    f"the quantized range [{low:g}, {high:g}] passes values that {group.activation.op_type} would not"
+                )
+                self.state.remark(self.pass_name, group.activation, "activation-not-redundant", text)
             return
         source = group.activation.inputs[0]
         assert source is not None
@@ -200,6 +204,9 @@ class _Inserter:
     def _read(self, group: Group, value: ir.Value, dynamic: bool) -> None:
         """Let a group read a value through Q/DQ of its own."""
         name = self._original_name(value)
+        if dynamic and self.plan.points[name + DYNAMIC_SUFFIX].spec.block:
+            self._read_blocks(group, value, name)
+            return
         if dynamic:
             q, scale, zero = self._dynamic_quantized(group, value, name)
         else:
@@ -218,6 +225,40 @@ class _Inserter:
         for index in group.data_indices:
             if group.root.inputs[index] is value:
                 self.rewriter.set_input(group.root, index, dq)
+
+    def _read_blocks(self, group: Group, value: ir.Value, name: str) -> None:
+        """Let a group read a value through blocks whose scales are found at run time."""
+        spec = self.plan.points[name + DYNAMIC_SUFFIX].spec
+        quantizer = quantizer_of(spec.format, spec.scale_format)
+        if quantizer is None or spec.block != BLOCK_SIZES[quantizer]:
+            raise PassError(
+                f"{group.name}: no quantizer at run time for {spec.format} in blocks of {spec.block} with scales in "
+                f"{spec.scale_format or 'float32'}; mend the target's activation, block and weight_scale"
+            )
+        model = self.state.model
+        function = block_quantizer(quantizer, model.graph.opset_imports.get("", 21))
+        model.functions.setdefault(function.identifier(), function)
+        model.graph.opset_imports.setdefault(BLOCK_DOMAIN, 1)
+        inputs = [value]
+        if len(function.inputs) > 1:
+            if name not in self.outer_scales:
+                outer = np.asarray(outer_scale(spec, self._reach(name)))
+                self.outer_scales[name] = self.rewriter.constant(outer, f"{name}:outer_scale")
+            inputs.append(self.outer_scales[name])
+        made = self.rewriter.node(
+            quantizer, inputs, before=group.root, origin=[group.root], domain=BLOCK_DOMAIN,
+            name=f"{group.name}/{quantizer}", outputs=[f"{group.name}/{name}:blocks"],
+        ).outputs[0]  # fmt: skip
+        self.rewriter.declare(made, value.dtype, value.shape)
+        for index in group.data_indices:
+            if group.root.inputs[index] is value:
+                self.rewriter.set_input(group.root, index, made)
+
+    def _reach(self, name: str) -> float:
+        """Return the largest magnitude of a value that calibration saw."""
+        if self.state.statistics is None:
+            raise PassError(f"point {name} has no numbers: there are no statistics")
+        return max(map(abs, self.state.statistics.range(name, "min-max")))
 
     def _original_name(self, value: ir.Value) -> str:
         """Return the plan's name of a value that may by now be read through the shared DequantizeLinear."""
@@ -289,85 +330,6 @@ class _Inserter:
             return graph
         assert isinstance(loop.graph, ir.Graph)
         return loop.graph
-
-    # ---- constants --------------------------------------------------------------------------------------------
-
-    def _constants(self, group: Group) -> None:
-        root, row = group.root, group.row
-        keys = [(i, use_point(group.name, i)) for i in range(len(root.inputs))]
-        weights = [(i, key) for i, key in keys if key in self.plan.points and i != row.bias]
-        for index, key in weights:
-            value = root.inputs[index]
-            array = const_array(value)
-            assert value is not None
-            assert array is not None
-            point = self.plan.points[key]
-            fixed = point.source.kind == "fixed"
-            params = fixed_params(point.spec, point.source) if fixed else weight_params(array, point.spec)
-            bias_key = use_point(group.name, row.bias) if row.bias > 0 else ""
-            if bias_key in self.plan.points:
-                params = self._with_bias(group, array, params, bias_key)
-            self._dequantized_constant(group, index, value, array, params)
-
-    def _with_bias(self, group: Group, weight: Array, params: QuantParams, key: str) -> QuantParams:
-        """Quantize the bias in units of x scale times w scale, raising weight scales where it would overflow."""
-        root, row = group.root, group.row
-        value = root.inputs[row.bias]
-        bias = const_array(value)
-        assert value is not None
-        assert bias is not None
-        x = self.params(self.plan.points[key].source.points[0])
-        axis = params.spec.axis
-        rest = tuple(i for i in range(weight.ndim) if i != axis)
-        empty = ~np.any(weight, axis=rest) if axis is not None else np.zeros((), np.bool_)
-        flat = bias.reshape(-1).astype(np.float32)
-        params = fit_bias(params, float(x.scale), flat, empty)
-        scale = bias_scale(x, params)
-        q = quantize_bias(flat, scale)
-        name = str(value.name)
-        inputs = [
-            self.rewriter.constant(q, f"{name}:q"),
-            self.rewriter.constant(scale, f"{name}:scale"),
-            self.rewriter.constant(np.zeros(scale.shape, np.int32), f"{name}:zero_point"),
-        ]
-        self._dequantize_into(group, row.bias, inputs, 0 if scale.ndim else None, value)
-        return params
-
-    def _dequantized_constant(
-        self, group: Group, index: int, value: ir.Value, array: Array, params: QuantParams
-    ) -> None:
-        name = str(value.name)
-        key = (name, repr((params.spec, params.scale.tobytes())))
-        if key not in self.weights:
-            storage = params.spec.storage
-            if key not in self.state.quantized:
-                self.state.quantized[key] = quantize(array, params).astype(storage.dtype)
-            q = self.state.quantized[key]
-            zero = params.zero_point.astype(storage.dtype)
-            self.weights[key] = (
-                self.rewriter.constant(q, f"{name}:q"),
-                self.rewriter.constant(params.scale, f"{name}:scale"),
-                self.rewriter.constant(zero, f"{name}:zero_point"),
-            )
-        self._dequantize_into(group, index, list(self.weights[key]), params.spec.axis, value)
-
-    def _dequantize_into(
-        self, group: Group, index: int, inputs: list[ir.Value], axis: int | None, value: ir.Value
-    ) -> None:
-        dq = self.rewriter.node(
-            "DequantizeLinear",
-            inputs,
-            before=group.root,
-            origin=";".join(origins(group.root)) or group.name,
-            name=f"{group.name}/DequantizeLinear_{index}",
-            outputs=[f"{value.name}:dq"],
-            attributes={} if axis is None else {"axis": axis},
-        ).outputs[0]
-        dq.dtype = ir.DataType.FLOAT
-        dq.shape = value.shape
-        self.rewriter.set_input(group.root, index, dq)
-        if not value.uses() and value.is_initializer() and not value.is_graph_output() and value.graph is not None:
-            del value.graph.initializers[str(value.name)]
 
 
 def _place(graph: ir.Graph, value: ir.Value) -> tuple[ir.Node | None, ir.Node | None]:

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.ir.graph import const_array, is_op
+from qcompiler.ir.graph import attr_int, const_array, is_op
 from qcompiler.ir.rewriter import Rewriter
+from qcompiler.passes.matmul_nbits import PLAIN_BLOCK, pack, pack_weight, packs, per_block
+from qcompiler.patterns.outline import role_indices
+from qcompiler.quant.formats import format_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class Emission:
         call: the fused call.
         function: its body.
         roles: the call's inputs by role.
+        weight_bits: bits of the weight's format, 0 for those of the type that carries it.
     """
 
     rewriter: Rewriter
     call: ir.Node
     function: ir.Function
     roles: Mapping[str, ir.Value]
+    weight_bits: int = 0
 
     def get(self, role: str) -> ir.Value | None:
         """Return the input of a role, or None if this call has none."""
@@ -42,6 +47,11 @@ class Emission:
         """Return the body's computing node."""
         kind = self.function.metadata_props["qcompiler.root"]
         return next(n for n in self.function if n.op_type == kind)
+
+    def dequantize(self, role: str) -> ir.Node:
+        """Return the body's DequantizeLinear that reads a role."""
+        value = self.function.inputs[role_indices(self.function)[role]]
+        return next(n for n in self.function if is_op(n, "DequantizeLinear") and n.inputs[0] is value)
 
     def outer(self, values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
         """Return what the call passes for the given function inputs; absent ones stay absent."""
@@ -103,12 +113,16 @@ def _nine(
 
 
 def qlinear_conv(e: Emission) -> tuple[ir.Value, ...] | None:
-    """Emit QLinearConv (ONNX)."""
+    """Emit QLinearConv (ONNX); its bias is int32."""
+    if "b" in e.roles and "bs" not in e.roles:
+        return None
     return _nine(e, "QLinearConv", "", e.root_attributes(), *([e.roles["b"]] if "b" in e.roles else []))
 
 
 def qlinear_matmul(e: Emission) -> tuple[ir.Value, ...] | None:
     """Emit QLinearMatMul (ONNX); with a float output MatMulIntegerToFloat."""
+    if e.quantized_output and "b" in e.roles:
+        return None  # a float bias has no place in it
     return _nine(e, "QLinearMatMul", "") if e.quantized_output else matmul_integer_to_float(e)
 
 
@@ -116,7 +130,7 @@ def qgemm(e: Emission) -> tuple[ir.Value, ...] | None:
     """Emit QGemm: a, scale, zero point, b, scale, zero point, int32 bias, y scale, y zero point."""
     if not e.quantized_output:
         return matmul_integer_to_float(e)
-    if e.activation:
+    if e.activation or ("b" in e.roles and "bs" not in e.roles):
         return None
     order = ("x", "xs", "xz", "w", "ws", "wz", "b", "ys", "yz")
     keep = {k: v for k, v in e.root_attributes().items() if k in ("alpha", "transA", "transB")}
@@ -126,7 +140,7 @@ def qgemm(e: Emission) -> tuple[ir.Value, ...] | None:
 def matmul_integer_to_float(e: Emission) -> tuple[ir.Value, ...] | None:
     """Emit MatMulIntegerToFloat: a, b, a scale, b scale, a zero point, b zero point, float bias [N]."""
     bias = e.get("b")
-    if e.quantized_output or e.activation or "bs" in e.roles:
+    if e.quantized_output or e.activation or "bs" in e.roles or "xs" not in e.roles:
         return None
     if bias is not None:
         array, weight = const_array(bias), e.roles["w"].shape
@@ -137,6 +151,57 @@ def matmul_integer_to_float(e: Emission) -> tuple[ir.Value, ...] | None:
     order = ("x", "w", "xs", "ws", "xz", "wz")
     inputs = [*(e.get(r) for r in order), *([bias] if bias is not None else [])]
     return e.emit("MatMulIntegerToFloat", inputs, _MS)
+
+
+def matmul_nbits(e: Emission) -> tuple[ir.Value, ...] | None:
+    """Emit MatMulNBits: a, packed b, scales, zero points, group index (none), bias [N].
+
+    Accuracy level 4 is what ONNX Runtime chooses itself for the Q/DQ form: on CPU it computes with activations in 8
+    bits, quantized at run time.
+    """
+    weight, scale, zero = const_array(e.get("w")), const_array(e.get("ws")), const_array(e.get("wz"))
+    dtype = e.roles["w"].dtype
+    storage = format_of(dtype)
+    dequantize = e.dequantize("w")
+    if weight is None or scale is None or storage is None or "xs" in e.roles or weight.ndim != 2:
+        return None
+    if scale.dtype != np.float32 or ("wz" in e.roles and zero is None) or e.quantized_output or e.activation:
+        return None
+    blocked = attr_int(dequantize, "block_size", 0)
+    block = blocked or PLAIN_BLOCK
+    axis = attr_int(dequantize, "axis", 1) % 2
+    if not packs(e.weight_bits or storage.bits, block) or (scale.size > 1 and axis != (0 if blocked else 1)):
+        return None
+    length, columns = weight.shape
+    shape = (-(-length // block), columns)
+    bits = e.weight_bits or storage.bits
+    shift = 1 << (bits - 1) if storage.signed else 0
+    middle = np.zeros((), np.int64) if zero is None else zero.astype(np.int64)
+    zeros = np.ascontiguousarray(per_block(middle + shift, shape, bool(blocked) and zero is not None))
+    packed = pack_weight(weight.astype(np.int64) + shift, zeros, block, bits)
+    scales = np.ascontiguousarray(per_block(scale, shape, bool(blocked)).T)
+    name = str(e.roles["w"].name)
+    inputs = [e.get("x"), e.rewriter.constant(packed, f"{name}:nbits"), e.rewriter.constant(scales, f"{name}:scales")]
+    bias = _flat_bias(e, columns)
+    if "b" in e.roles and bias is None:
+        return None
+    # Without zero points the operator takes the middle of its range, which is that of a signed format's 0.
+    plain = bool((zeros == 1 << (bits - 1)).all())
+    if not plain:
+        inputs.append(e.rewriter.constant(pack(zeros.T, bits), f"{name}:zero_points"))
+    if bias is not None:
+        inputs += [*([None] if plain else []), None, bias]
+    attributes = {"K": length, "N": columns, "bits": bits, "block_size": block, "accuracy_level": 4}
+    return e.emit("MatMulNBits", inputs, _MS, attributes)
+
+
+def _flat_bias(e: Emission, columns: int) -> ir.Value | None:
+    """Return the bias as a constant [N], or None if there is none or it is another."""
+    bias = e.get("b")
+    array = const_array(bias)
+    if bias is None or array is None or array.size != columns:
+        return None
+    return bias if array.ndim == 1 else e.rewriter.constant(array.reshape(-1), f"{bias.name}:flat")
 
 
 def qlinear_binary(e: Emission) -> tuple[ir.Value, ...] | None:
@@ -206,6 +271,7 @@ EMITTERS: Mapping[str, Emitter] = {
     "Mul": qlinear_binary,
     "Concat": qlinear_concat,
     "MatMulIntegerToFloat": matmul_integer_to_float,
+    "MatMulNBits": matmul_nbits,
     "DynamicQuantizeLSTM": dynamic_quantize_lstm,
     "LSTM": dynamic_quantize_lstm,
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"), qlinear_unary),

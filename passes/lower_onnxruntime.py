@@ -18,6 +18,7 @@ from qcompiler.patterns.outline import DOMAIN, ROOT, roles_of
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, WithinStep
 from qcompiler.pipeline.state import CompileState
+from qcompiler.quant.plan import use_point
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class LowerOnnxruntime(Pass):
             for node in list(graph):
                 if node.domain == DOMAIN:
                     self._lower(state, rewriter, node)
-        state.model.functions.clear()
+        for identifier in [i for i, f in state.model.functions.items() if f.domain == DOMAIN]:
+            del state.model.functions[identifier]
         for graph in all_graphs(state.model):
             graph.opset_imports.pop(DOMAIN, None)
         if any(n.domain == "com.microsoft" for g in all_graphs(state.model) for n in g):
@@ -54,7 +56,9 @@ class LowerOnnxruntime(Pass):
         function = state.model.functions[call.op_identifier()]
         emitter = self._emitter(state, function, call)
         if emitter is not None:
-            made = emitter(Emission(rewriter, call, function, roles_of(function, call)))
+            point = state.plan.points.get(use_point(call.name or "", 1))
+            bits = 0 if point is None else point.spec.storage.bits
+            made = emitter(Emission(rewriter, call, function, roles_of(function, call), bits))
             if made is not None:
                 for old, new in zip(call.outputs, made, strict=True):
                     if old.uses() or old.is_graph_output():
@@ -73,6 +77,8 @@ class LowerOnnxruntime(Pass):
         form = state.plan.form(call.name or "")
         quantized_output = any(is_op(n, "QuantizeLinear") for n in function)
         named = row.emit.get(form) if row is not None else None
+        if form == "weight-only":
+            return EMITTERS[named] if named is not None and self.emit != "qdq" else None
         if named is None and row is not None and not quantized_output and kind in ("MatMul", "Gemm"):
             named = row.emit.get("static-float")
         forced = self.emit == "qoperator" or state.plan.engine_forms.get(f"emit:{call.name}") == "qoperator"

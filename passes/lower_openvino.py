@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.engine import Array
-from qcompiler.ir.graph import all_graphs, const_array, is_op, rank_of
+from qcompiler.ir.graph import all_graphs, const_array, consumers, is_op, rank_of
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.passes.inlining import inline
@@ -20,6 +20,14 @@ from qcompiler.pipeline.contract import Contract, WithinStep
 from qcompiler.pipeline.state import CompileState
 
 _MOVERS = (*MOVERS, "Split")
+
+PRECISION = "qcompiler.precision"
+"""Engine form, and metadata of a model: in what OpenVINO computes float operators; its own choice without."""
+EXACT = {PRECISION: "f32"}
+"""The engine form in which float operators compute in float32."""
+_FEW = 16
+"""Rows of a product that OpenVINO may compute together with its neighbours; seen with up to 8, not with 12."""
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,10 @@ class LowerOpenvino(Pass):
     - The bias of a convolution that reads integers becomes an Add behind it. OpenVINO makes it the bias of its integer
       layer either way, but from a Conv with a bias it loses it where the batch is open and the shape of an activation
       is asked for further on (seen on 2026.4).
+    - A product of integers of few rows whose columns have scales of their own gets a bias that differs from column to
+      column, of 1e-30 where it has none: two such products behind one another, of fixed shapes, become one layer that
+      writes zeros where the first has no bias of its own per column (seen on 2026.4).
+    - Where float regions have to stay in float32 (engine form `PRECISION`), the model says so to `qcompiler.load`.
     """
 
     needs = Phase.FUSED
@@ -54,6 +66,11 @@ class LowerOpenvino(Pass):
                     _drop_pair(rewriter, node)
                 elif is_op(node, "Conv"):
                     _split_bias(rewriter, node)
+                elif is_op(node, "MatMul", "Gemm"):
+                    _bias_columns(rewriter, node)
+        if state.plan.engine_forms.get(PRECISION) == EXACT[PRECISION]:
+            state.model.metadata_props[PRECISION] = EXACT[PRECISION]
+            rewriter.changes += 1
         return rewriter.changes
 
 
@@ -86,6 +103,56 @@ def _on_grid(value: ir.Value | None, quantize: ir.Node, moved: bool = False) -> 
     return False
 
 
+def _bias_columns(rewriter: Rewriter, node: ir.Node) -> None:
+    """Give a product of integers with scales per column a bias that is not the same in all columns."""
+    data, scales = node.inputs[0], node.inputs[1].producer() if node.inputs[1] is not None else None
+    if not is_op(scales, "DequantizeLinear") or not (_dequantized(data) and _few_rows(data)):
+        return
+    assert scales is not None
+    scale = const_array(scales.inputs[1])
+    if scale is None or scale.ndim != 1 or scale.size < 2:
+        return
+    bias = _bias_behind(node)
+    if bias is None or np.any(bias != bias.reshape(-1)[0]):
+        return
+    # What is added to every other column is lost in rounding, or next to nothing where there is no bias.
+    row = np.zeros(scale.size, np.float32)
+    row[::2] = max(_TINY, float(np.spacing(np.abs(bias.reshape(-1)[0]))))
+    _add_behind(rewriter, node, rewriter.constant(row, f"{node.name}:columns"), f"{node.name}/Columns")
+
+
+def _bias_behind(node: ir.Node) -> Array | None:
+    """Return the constant bias that OpenVINO adds in a product's layer, zero if there is none, None if not constant."""
+    biases = list(node.inputs[2:])
+    readers = consumers(node.outputs[0])
+    if not biases and len(readers) == 1 and is_op(readers[0], "Add") and not node.outputs[0].is_graph_output():
+        biases = [v for v in readers[0].inputs if v is not node.outputs[0]]
+    if not biases or biases[0] is None:
+        return np.zeros(1, np.float32)
+    return _bias_of(biases[0])
+
+
+def _few_rows(value: ir.Value | None) -> bool:
+    """Return whether a dequantized value may be a matrix of at most `_FEW` rows."""
+    while value is not None and value.shape is None and is_op(value.producer(), "QuantizeLinear", "DequantizeLinear"):
+        node = value.producer()
+        value = node.inputs[0] if node is not None else None
+    if value is None or value.shape is None:
+        return True
+    rows = value.shape[0] if len(value.shape) == 2 else None
+    return len(value.shape) == 2 and not (isinstance(rows, int) and rows > _FEW)
+
+
+def _add_behind(rewriter: Rewriter, node: ir.Node, constant: ir.Value, name: str) -> None:
+    """Put an Add of a constant behind a node; its sum takes over the name of the node's result."""
+    result = node.outputs[0]
+    made = rewriter.node("Add", [result, constant], after=node, origin=[node], name=name)
+    rewriter.take_over(result, made.outputs[0])
+    rewriter.replace(result, made.outputs[0])
+    rewriter.set_input(made, 0, result)
+    rewriter.declare(result, made.outputs[0].dtype, made.outputs[0].shape)
+
+
 def _split_bias(rewriter: Rewriter, node: ir.Node) -> None:
     """Write the bias of a Conv that reads integers as an Add behind it."""
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -96,14 +163,9 @@ def _split_bias(rewriter: Rewriter, node: ir.Node) -> None:
     if rank is None or numbers is None:
         return
     source = bias.producer()
-    result = node.outputs[0]
     constant = rewriter.constant(numbers.reshape((-1,) + (1,) * (rank - 2)), f"{bias.name}:behind")
     node.resize_inputs(2)
-    made = rewriter.node("Add", [result, constant], after=node, origin=[node], name=f"{node.name}/Add")
-    rewriter.take_over(result, made.outputs[0])
-    rewriter.replace(result, made.outputs[0])
-    rewriter.set_input(made, 0, result)
-    rewriter.declare(result, made.outputs[0].dtype, made.outputs[0].shape)
+    _add_behind(rewriter, node, constant, f"{node.name}/Add")
     if source is not None:
         rewriter.erase_dead([source])
     elif not bias.uses() and bias.is_initializer() and bias.graph is not None and not bias.is_graph_output():

@@ -24,7 +24,7 @@ class PlanQuantization(Pass):
 
     Options:
         convolution: form of convolutions (static or float).
-        matmul: form of MatMul and Gemm with constant weights (dynamic, static-float, static or float).
+        matmul: form of MatMul and Gemm with constant weights (dynamic, static-float, static, weight-only or float).
         recurrent: form of LSTM (dynamic or float).
         arithmetic: whether operators between quantized ones run on integers too.
         estimator: range estimator of activations.
@@ -53,6 +53,8 @@ class PlanQuantization(Pass):
         state.plan = replace(resolution.plan, engine_forms=dict(state.engine_forms))
         for group, code, text in resolution.refused:
             state.remark(self.name(), group, code, text)
+        for value, text in resolution.replanned:
+            state.remark(self.name(), value, "replanned", text, done=True)
         self._explain(state, groups)
         return sum(choice.form != "float" for choice in state.plan.choices.values())
 
@@ -61,7 +63,7 @@ class PlanQuantization(Pass):
         for group in groups:
             for form, code, text in group.refusals:
                 state.remark(self.name(), group.name, code, f"{form}: {text}")
-            static = next((f for f in group.legal if f != "dynamic"), None)
+            static = next((f for f in group.legal if f not in ("dynamic", "weight-only")), None)
             # A branch that was never taken: also where whoever decided the forms left it in float already.
             if static is not None and state.plan.form(group.name) == "float" and state.statistics is not None:
                 bad = unobserved(group, static, state.statistics, state.imported)

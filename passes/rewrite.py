@@ -27,4 +27,9 @@ class RewritePass(Pass):
         def note(remark: RuleRemark) -> None:
             state.remark(name, remark.node, remark.reason, remark.text, rule=remark.rule, done=remark.done)
 
-        return apply_rules(state.model, self.rules, on_remark=note, allow=state.allow).changes
+        report = apply_rules(state.model, self.rules, on_remark=note, allow=state.allow)
+        for gone, value in report.stands_for:
+            # The numbers of an imported model go by the names of its values.
+            if (numbers := state.imported.get(gone)) is not None:
+                state.imported.setdefault(value, numbers)
+        return report.changes

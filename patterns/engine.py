@@ -50,12 +50,14 @@ class RewriteReport:
         tried: how often the pattern itself matched.
         refused: per rule, how often each reason spoke against a match at the end.
         remarks: firings in order, then the near misses that remain.
+        stands_for: (name of a value that is gone, name of the one in its place), in order.
     """
 
     fired: Counter[str] = field(default_factory=Counter)
     tried: Counter[str] = field(default_factory=Counter)
     refused: dict[str, Counter[str]] = field(default_factory=dict)
     remarks: list[RuleRemark] = field(default_factory=list)
+    stands_for: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def changes(self) -> int:
@@ -186,6 +188,7 @@ class _Run:
                 "a rule keeps firing on its own result"
             )
         for new, old in self.replacements(rule, found, result):
+            self.report.stands_for.append((str(old.name), str(new.name)))
             self.rewriter.replace(old, new)
             around |= set(consumers(new))
             if (producer := new.producer()) is not None:

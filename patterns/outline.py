@@ -88,8 +88,9 @@ def _make(name: str, body: list[ir.Node], inputs: list[ir.Value], m: Match, opse
             mapping[old] = new
         nodes.append(copy)
     graph = ir.Graph(
-        parameters, [mapping[v] for v in m.root.outputs], nodes=nodes, opset_imports={"": opset}, name=name
-    )
+        parameters, [mapping[v] for v in m.root.outputs], nodes=nodes, name=name,
+        opset_imports={"": opset, **{n.domain: 1 for n in nodes if n.domain}},
+    )  # fmt: skip
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from qcompiler.api import calibrate, compile, load
     from qcompiler.calibration.source_options import SourceOptions
     from qcompiler.calibration.statistics import Statistics
-    from qcompiler.compiler import CompiledModel
+    from qcompiler.compiled import CompiledModel
     from qcompiler.decisions import Decisions
+    from qcompiler.engine import ShapeRange
     from qcompiler.recipes.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "PassError",
     "QCompilerError",
     "Recipe",
+    "ShapeRange",
     "SourceOptions",
     "Statistics",
     "TargetError",
@@ -55,9 +57,10 @@ _LAZY = {
     "calibrate": "qcompiler.api",
     "compile": "qcompiler.api",
     "load": "qcompiler.api",
-    "CompiledModel": "qcompiler.compiler",
+    "CompiledModel": "qcompiler.compiled",
     "Decisions": "qcompiler.decisions",
     "Recipe": "qcompiler.recipes.recipe",
+    "ShapeRange": "qcompiler.engine",
     "SourceOptions": "qcompiler.calibration.source_options",
     "Statistics": "qcompiler.calibration.statistics",
 }

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from qcompiler.backends.catalog import engine_of, open_backend
+from qcompiler.backends.catalog import engine_backend, engine_of
 from qcompiler.calibration.source_options import SourceOptions
 from qcompiler.calibration.statistics import Parts, Statistics
-from qcompiler.compiler import Calibration, CompiledModel, ModelSource, Options, Progress, compile_model
+from qcompiler.compiled import CompiledModel
+from qcompiler.compiler import compile_model
 from qcompiler.decisions import Decisions
-from qcompiler.engine import EngineOptions, Runner
+from qcompiler.engine import EngineOptions, Runner, ShapeRange
+from qcompiler.options import Calibration, ModelSource, Options, Progress
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.search.quality import Metric
 
@@ -26,7 +28,7 @@ def compile(
     budget: str | Sequence[str] | None = None,
     metric: Metric | None = None,
     evaluation: Calibration | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int] | ShapeRange] | None = None,
     decisions: Decisions | str | Path | None = None,
     dump: str | Path | None = None,
     threads: int | None = None,
@@ -56,7 +58,7 @@ def compile(
         budget: bounds such as ``"drop<=0.5pt"``, ``"drop<=1%"``, ``"sqnr>=30"``.
         metric: function (outputs per feed, feeds) -> float, more is better; for drop budgets.
         evaluation: feeds for the metric.
-        shapes: input name to lengths, where axes are open.
+        shapes: input name to lengths, or to a `ShapeRange`, where axes are open.
         decisions: a record of an earlier build; it is repeated without timing.
         dump: folder for the dumps of every pass.
         threads: threads inside one operator while measuring; 1 by default.
@@ -154,4 +156,4 @@ def load(path: str | Path, *, threads: int = 0) -> Runner:
         ModelError: the file cannot be loaded.
         TargetError: the engine that it was compiled for is not installed.
     """
-    return open_backend(engine_of(Path(path))).engine.load(path, EngineOptions(threads=threads))
+    return engine_backend(engine_of(Path(path))).engine.load(path, EngineOptions(threads=threads))

@@ -22,8 +22,8 @@ from qcompiler.calibration.qcal import (
     Key,
     check_key,
     chosen_ranges,
+    load_qcal,
     read_journal,
-    read_qcal,
     write_journal,
     write_qcal,
 )
@@ -130,14 +130,22 @@ def _source(feeds: Any, model: ir.Model, inputs: Any, options: CalibrationOption
 
 
 def _still_valid(key: Key, options: CalibrationOptions) -> Calibration | None:
-    """Return the file of an earlier run if it is of the same model, data and engine; data without identity never is."""
+    """Return the file of an earlier run if it is of the same model, data and engine; data without identity never is.
+
+    The ranges that the file shows to people become those of the estimators that are wanted now.
+    """
     if options.output is None or not options.output.exists() or key.data is None or options.until_stable is not None:
         return None
-    with suppress(CalibrationError):
-        found = read_qcal(options.output)
-        if not check_key(Key.from_about(found.about), key):
-            return Calibration(found, reused=True)
-    return None
+    try:
+        found = load_qcal(options.output)
+        if check_key(found.key, key):
+            return None
+    except CalibrationError:
+        return None
+    if any(set(by) != set(options.estimators) for by in found.ranges.values()):
+        ranges = chosen_ranges(found.statistics, options.estimators)
+        write_qcal(found.statistics, options.output, ranges=ranges)
+    return Calibration(found.statistics, reused=True)
 
 
 def _gather(plan: Plan, source: FeedSource, key: Key, options: CalibrationOptions) -> Gathered:
@@ -146,7 +154,7 @@ def _gather(plan: Plan, source: FeedSource, key: Key, options: CalibrationOption
     def save(statistics: Statistics, digests: Mapping[int, str]) -> None:
         assert journal is not None
         statistics.about = key.to_about()
-        write_journal(Journal(statistics, dict(digests)), journal)
+        write_journal(Journal(statistics, digests), journal)
 
     resumed = None
     if options.resume:

@@ -13,9 +13,11 @@ from typer.core import TyperGroup
 from qcompiler import __version__
 from qcompiler.cli_bench import bench_command
 from qcompiler.cli_calibrate import calibrate_command
+from qcompiler.cli_check import check_command
 from qcompiler.cli_compile import compile_command
 from qcompiler.cli_demo import demo_command
-from qcompiler.cli_lists import inspect_command, passes_command, patterns_command, targets_command
+from qcompiler.cli_inspect import inspect_command
+from qcompiler.cli_lists import passes_command, patterns_command, targets_command
 from qcompiler.cli_opt import opt_command
 from qcompiler.errors import QCompilerError
 
@@ -98,6 +100,7 @@ app.command("compile")(compile_command)
 app.command("calibrate")(calibrate_command)
 app.command("opt")(opt_command)
 app.command("inspect")(inspect_command)
+app.command("check")(check_command)
 app.command("bench")(bench_command)
 app.command("targets")(targets_command)
 app.command("passes")(passes_command)

@@ -28,20 +28,21 @@ from qcompiler.cli_options import (
     Model,
     Quiet,
     RandomFeeds,
-    Shapes,
+    ShapeRanges,
     Source,
     Target,
     Threads,
     check_decibels,
     load_metric,
-    parse_shapes,
+    parse_shape_ranges,
 )
 from qcompiler.cli_progress import progress_lines
 from qcompiler.cli_show import show_report, stdout_console
 from qcompiler.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from qcompiler.compiler import CompiledModel
+    from qcompiler.backends.catalog import Written
+    from qcompiler.compiled import CompiledModel
 
 
 def compile_command(
@@ -68,7 +69,7 @@ def compile_command(
         str | None, typer.Option(metavar="FILE.py:F", help="F(outputs, feeds) -> float over the evaluation feeds.")
     ] = None,
     evaluation: Annotated[str | None, typer.Option(metavar="SRC", help=f"Feeds for the metric: {SOURCE_HELP}.")] = None,
-    shapes: Shapes = None,
+    shapes: ShapeRanges = None,
     min_sqnr: Annotated[float | None, typer.Option(metavar="DB", help="Least SQNR of every output in dB.")] = None,
     decisions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Repeat the decisions of an earlier build without timing.")
@@ -93,8 +94,10 @@ def compile_command(
       qcompiler compile model.onnx -o out.onnx --calibration c.npz --evaluation e.npz \\
           --metric score.py:top1 --budget "drop<=0.5pt"
       qcompiler compile model.onnx -o again.onnx --calibration feeds.npz --decisions model.int8.decisions.json
+      qcompiler compile model.onnx -o model.plan --target tensorrt-sm89 --calibration feeds.npz \\
+          --shapes x:1x3x224x224..8x3x224x224
     """
-    from qcompiler.compiler import decisions_path
+    from qcompiler.compiled import decisions_path
 
     check_decibels(min_sqnr)
     if sum(given is not None for given in (calibration, synthetic, random_calibration)) > 1:
@@ -107,7 +110,7 @@ def compile_command(
     )
     check_new_folder(dump, "the dump")
     score = None if metric is None else load_metric(metric)
-    lengths, size = parse_shapes(shapes), parse_memory(memory)
+    lengths, size = parse_shape_ranges(shapes), parse_memory(memory)
     sources = read_source_options(images, tokenizer, data)
 
     from qcompiler.api import compile as compile_api
@@ -125,8 +128,13 @@ def compile_command(
     if quiet:
         for warning in compiled.report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
+        if written.note:
+            print(written.note, file=sys.stderr)
         return
-    show_report(compiled.report, stdout_console(), f"{model} -> {output}", [*written, *([dump] if dump else [])])
+    files = [*written.files, *([dump] if dump else [])]
+    show_report(compiled.report, stdout_console(), f"{model} -> {output}", files)
+    if written.note:
+        print(written.note)
 
 
 def report_json(compiled: CompiledModel) -> str:
@@ -142,17 +150,17 @@ def _plain(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def write_results(compiled: CompiledModel, output: Path, report: Path | None = None) -> list[Path]:
+def write_results(compiled: CompiledModel, output: Path, report: Path | None = None) -> Written:
     """Write the model, its decisions record and the report: all of them or, on an error, none.
 
     Raises:
         QCompilerError: a file cannot be written.
     """
-    from qcompiler.compiler import decisions_path, staged_text
+    from qcompiler.backends.catalog import Written
+    from qcompiler.compiled import staged_text
 
     if report is None:
-        compiled.save(output)
-        return [output, decisions_path(output)]
+        return compiled.save(output)
     with staged_text(report, report_json(compiled)):
-        compiled.save(output)
-    return [output, decisions_path(output), report]
+        written = compiled.save(output)
+    return Written((*written.files, report), written.note)

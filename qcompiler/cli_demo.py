@@ -24,7 +24,7 @@ from qcompiler.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qcompiler.compiler import CompiledModel
+    from qcompiler.compiled import CompiledModel
 
 
 def demo_command(

@@ -1,9 +1,8 @@
-"""``qcompiler targets``, ``passes``, ``patterns`` and ``inspect``: show what there is."""
+"""``qcompiler targets``, ``passes`` and ``patterns``: show what there is."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,16 +12,25 @@ from rich.text import Text
 from qcompiler.cli_show import stdout_console
 from qcompiler.errors import PassError
 
+if TYPE_CHECKING:
+    from qcompiler.targets.target import Target
+
 Name = Annotated[str | None, typer.Argument(help="Show this one in detail.", show_default=False)]
 
 
-def targets_command(name: Name = None) -> None:
+def targets_command(
+    name: Name = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="Formats to show the table for: int8, fp8, int4-weights...; the target's first.")
+    ] = None,
+) -> None:
     """List the targets, or show one's capability table with the engine's rule behind every row.
 
     \b
     Examples:
       qcompiler targets
       qcompiler targets ort-x86
+      qcompiler targets tensorrt-sm89 --scheme fp8
     """
     from qcompiler.targets.host import detect, host_target_name
     from qcompiler.targets.target import load_target, target_names
@@ -31,23 +39,38 @@ def targets_command(name: Name = None) -> None:
     processor = detect()
     host, note = host_target_name(processor)
     if name is None:
-        table = _table("target", "engine", "processor", "what")
+        table = _table("target", "engine", "processor", "schemes", "what")
         for each in target_names():
             target = load_target(each)
-            needs = " ".join((target.processor or "any", *target.requires))
-            table.add_row(each + (" (host)" if each == host else ""), target.engine, needs, target.doc)
+            runs_on = f"sm{target.sm}" if target.sm else target.processor or "any"
+            needs = " ".join((runs_on, *target.requires))
+            schemes = " ".join(target.schemes)
+            table.add_row(each + (" (host)" if each == host else ""), target.engine, needs, schemes, target.doc)
         console.print(table)
         console.print(Text(f"host: {processor.model or processor.machine} -> {host}" + (f"; {note}" if note else "")))
         return
-    target = load_target(host if name == "host" else name)
+    whole = load_target(host if name == "host" else name)
+    target = whole if scheme is None else whole.with_scheme(scheme)
     console.print(Text(f"{target.name}: {target.doc}"))
-    console.print(Text(f"activations {target.activation}, weights {target.weight} ({target.weight_bits} bits)"))
+    for other in whole.schemes:
+        console.print(Text(_formats(whole.with_scheme(other))))
+    for other, why in whole.unavailable.items():
+        console.print(Text(f"no {other}: {why}"))
     table = _table("operators", "kind", "forms", "why")
     for row in target.rows:
         table.add_row(" ".join(row.type), row.kind, " ".join(row.forms), row.why)
     console.print(table)
     for trap, why in target.traps.items():
         console.print(Text(f"{trap}: {why}"))
+
+
+def _formats(target: Target) -> str:
+    """Return what a scheme stores, in one line."""
+    blocks = f" in blocks of {target.block}" if target.block else ""
+    bits = f" ({target.weight_bits} bits)" if target.weight_bits != 8 else ""
+    activations = f"activations {target.activation}" + (f" or {target.signed}" if target.signed else "")
+    floats = "" if target.float_type == "float32" else f", floats {target.float_type}"
+    return f"{target.scheme}: {activations}, weights {target.weight}{bits}{blocks}{floats}"
 
 
 def passes_command(name: Name = None) -> None:
@@ -117,33 +140,6 @@ def patterns_command(name: Name = None) -> None:
         roots = " ".join(f"{domain}.{op}" if domain else op for domain, op in rule.roots())
         table.add_row(rule.name, roots, rule.doc or str(rule.match))
     console.print(table)
-
-
-def inspect_command(
-    folder: Annotated[Path, typer.Argument(metavar="DUMPDIR", help="What --dump wrote.", show_default=False)],
-    stage: Annotated[int | None, typer.Option("--stage", metavar="N", help="Show the graph of stage N.")] = None,
-    diff: Annotated[int | None, typer.Option("--diff", metavar="N", help="Show what stage N changed.")] = None,
-    remarks: Annotated[int | None, typer.Option("--remarks", metavar="N", help="Show the remarks of stage N.")] = None,
-) -> None:
-    """Show a dump: the passes, what each changed, and why.
-
-    \b
-    Examples:
-      qcompiler inspect dump/
-      qcompiler inspect dump/ --diff 4
-      qcompiler inspect dump/ --remarks 3
-    """
-    from qcompiler.report.dumps import load_dump, render, render_diff, render_remarks, render_stage
-
-    dump, console = load_dump(folder), stdout_console()
-    if stage is not None:
-        render_stage(dump, stage, console)
-    if diff is not None:
-        render_diff(dump, diff, console)
-    if remarks is not None:
-        render_remarks(dump, remarks, console)
-    if stage is diff is remarks is None:
-        render(dump, console)
 
 
 def _table(*columns: str) -> Table:

@@ -15,7 +15,7 @@ from qcompiler.errors import BudgetError, ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qcompiler.engine import Array, Feeds
+    from qcompiler.engine import Array, Feeds, ShapeRange
     from qcompiler.search.quality import Metric
 
 SOURCE_HELP = "an .npz, a folder (.npz, .npy, images, test_data_set_*), text, a .qcal, or file.py:function"
@@ -32,6 +32,15 @@ RandomFeeds = Annotated[
 Shapes = Annotated[
     list[str] | None,
     typer.Option("--shapes", metavar="NAME:DIMS", help="Lengths of open axes, like x:1x3x224x224; may be repeated."),
+]
+ShapeRanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shapes",
+        metavar="NAME:DIMS",
+        help="Lengths of open axes, like x:1x3x224x224, or a range of them, like x:1x3x224x224..8x3x224x224 "
+        "(least..most, or least..best..most); may be repeated.",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=0, help="Threads inside one operator while measuring; default 1.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; warnings go to stderr.")]
@@ -62,6 +71,36 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
         if match["name"] in shapes:
             raise ModelError(f"--shapes names input {match['name']!r} twice")
         shapes[match["name"]] = tuple(int(length) for length in match["dims"].split("x"))
+    return shapes
+
+
+def parse_shape_ranges(texts: Sequence[str] | None) -> dict[str, tuple[int, ...] | ShapeRange]:
+    """Read what `parse_shapes` reads, and ranges such as ``x:1x3x224x224..8x3x224x224`` (or least..best..most).
+
+    Raises:
+        ModelError: a text of another form, an input named twice, or a range that does not grow.
+    """
+    from qcompiler.engine import ShapeRange
+
+    shapes: dict[str, tuple[int, ...] | ShapeRange] = {}
+    for text in (part for given in texts or () for part in given.split(",")):
+        name, _, dims = text.strip().rpartition(":")
+        parts = dims.split("..")
+        read = [parse_shapes([f"{name}:{part}"])[name] for part in parts] if name and len(parts) <= 3 else []
+        if not read:
+            raise ModelError(f"cannot read the shape {text!r}; expected NAME:DIMS like x:1x3x224x224")
+        if name in shapes:
+            raise ModelError(f"--shapes names input {name!r} twice")
+        if len(read) == 1:
+            shapes[name] = read[0]
+            continue
+        least, best, most = read[0], read[len(read) // 2], read[-1]
+        grows = len(least) == len(best) == len(most) and all(
+            0 <= a <= b <= c for a, b, c in zip(least, best, most, strict=True)
+        )
+        if not grows:
+            raise ModelError(f"the range {text!r} does not grow: expected least..most of the same rank, axis by axis")
+        shapes[name] = ShapeRange(least, best, most)
     return shapes
 
 

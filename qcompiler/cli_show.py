@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from qcompiler.backends.readback import Proof
     from qcompiler.report.report import GroupReport, Report
 
 _MOST = 8
@@ -66,11 +67,18 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows.append(("integers", f"{report.integer_share:.1%} of the multiply-adds"))
     rows += _accuracy(report)
     proof = report.proof
-    rows.append(("fusions", f"{proof.planned} planned, {len(proof.fused)} fused, {len(proof.missed)} missed"))
+    rows.append(("fusions", _fusions(proof)))
     rows.append(("groups", _forms(report.groups)))
     if report.returned:
         rows.append(("guard", f"{len(report.returned)} sets of groups were returned to float for accuracy"))
     return rows
+
+
+def _fusions(proof: Proof) -> str:
+    note = f" ({proof.note})" if proof.note else ""
+    if proof.planned and not proof.fused and not proof.missed:
+        return f"{proof.planned} planned, not proven{note}"
+    return f"{proof.planned} planned, {len(proof.fused)} fused, {len(proof.missed)} missed{note}"
 
 
 def _speed(report: Report) -> str:

@@ -3,169 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from qcompiler.backends.catalog import ENGINE, open_backend
-from qcompiler.backends.onnxruntime import OrtEngine, OrtRunner
-from qcompiler.backends.openvino import save_openvino
+from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Proof
-from qcompiler.calibration.source_options import SourceOptions
-from qcompiler.calibration.statistics import Statistics
-from qcompiler.dataset import DataOptions, Dataset, open_dataset
+from qcompiler.compiled import CompiledModel
+from qcompiler.dataset import Dataset, open_dataset
 from qcompiler.decider import Decider, Setting
 from qcompiler.decisions import Decisions
-from qcompiler.engine import EngineOptions, Feeds
-from qcompiler.errors import BudgetError, ModelError, PassError, TargetError
+from qcompiler.engine import Engine
+from qcompiler.errors import ModelError, PassError
 from qcompiler.ir.analysis import macs
 from qcompiler.ir.importer import import_model
 from qcompiler.ir.opset import set_opset
 from qcompiler.ir.reader import read_model
-from qcompiler.ir.schemas import LEAST_LOWERED, onnx_opset
-from qcompiler.ir.serialize import save_model, to_bytes
+from qcompiler.ir.schemas import onnx_opset
+from qcompiler.ir.serialize import to_bytes
+from qcompiler.options import ModelSource, Options, Settings, settle
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.import_qdq import ImportQdq
 from qcompiler.pipeline.instruments.dump import DumpInstrument
+from qcompiler.pipeline.instruments.numerics import NumericsInstrument
+from qcompiler.pipeline.instruments.timing import TimeInstrument
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.pipeline import Instrument, Pipeline, Step
-from qcompiler.pipeline.state import CompileState, Remark
+from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import Form
-from qcompiler.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qcompiler.report.report import GroupReport, Report
-from qcompiler.search.budget import Budget, parse_budget
-from qcompiler.search.quality import Judge, Metric, class_like_outputs
-from qcompiler.search.timing import Stopwatch
-from qcompiler.targets.host import Processor, detect, host_target_name
-from qcompiler.targets.target import Target, load_target
-from qcompiler.workshop import Build, Workshop
+from qcompiler.search.quality import Judge, class_like_outputs
+from qcompiler.targets.legality import legality_names, load_legality
+from qcompiler.workshop import AS_GIVEN, Build, Workshop
 
-ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
-Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]] | Statistics
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything about a compilation but the model; see `compile`."""
-
-    target: str = "host"
-    recipe: str | Recipe = "int8"
-    calibration: Calibration | None = None
-    overrides: str | Path | None = None
-    budget: str | Sequence[str] | None = None
-    metric: Metric | None = None
-    evaluation: Calibration | None = None
-    shapes: Mapping[str, Sequence[int]] | None = None
-    decisions: Decisions | str | Path | None = None
-    dump: str | Path | None = None
-    threads: int | None = None
-    guard: bool = True
-    emit: str = "auto"
-    min_sqnr: float | None = None
-    random_calibration: int = 0
-    progress: Progress | None = None
-    opset: int | None = None
-    stopwatch: Stopwatch | None = None
-    synthetic_calibration: int = 0
-    sources: SourceOptions = field(default_factory=SourceOptions)
-    calibration_memory: int | None = None
-    executor: Executor | str | None = None
-    scheduler: str | None = None
-
-    @property
-    def data(self) -> DataOptions:
-        """Return what is said about data."""
-        return DataOptions(
-            self.calibration, self.evaluation, self.random_calibration, self.synthetic_calibration, self.sources,
-            self.calibration_memory, self.executor, self.scheduler,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CompiledModel:
-    """The result of a compilation.
-
-    Attributes:
-        model: the LOWERED graph.
-        decisions: what measurement chose; replay it with ``compile(..., decisions=...)``.
-        remarks: why things were or were not done.
-        report: proof, accuracy, size, speed.
-        engine: name of the engine that it was compiled for.
-    """
-
-    model: ir.Model
-    decisions: Decisions
-    remarks: tuple[Remark, ...]
-    report: Report
-    engine: str = "onnxruntime"
-
-    def to_bytes(self) -> bytes:
-        """Return the serialized model; the same inputs and decisions give the same bytes."""
-        return to_bytes(self.model, strip=True)
-
-    def save(self, path: str | Path) -> None:
-        """Write the model, and the decisions record beside it (``model.decisions.json``); nothing half-written.
-
-        Args:
-            path: an .onnx, or an .xml for OpenVINO's own form (with the weights beside it as .bin).
-
-        Raises:
-            ModelError: the path cannot be written.
-            TargetError: an .xml is asked for, but the model was compiled for another engine than OpenVINO.
-        """
-        target = Path(path)
-        with staged_text(decisions_path(target), self.decisions.to_json()):
-            if target.suffix == ".xml":
-                save_openvino(self.model, target, self.engine)
-            else:
-                save_model(self.model, target, strip=True)
-
-    def session(self, threads: int = 0) -> Any:
-        """Return the engine's own object: an ``onnxruntime.InferenceSession``, or an ``openvino.CompiledModel``.
-
-        Args:
-            threads: threads inside one operator; 0 leaves it to the engine.
-        """
-        runner = open_backend(self.engine).engine.load(self.model, EngineOptions(threads=threads))
-        return runner.session if isinstance(runner, OrtRunner) else runner.compiled  # type: ignore[attr-defined]
-
-
-def decisions_path(path: str | Path) -> Path:
-    """Return where `CompiledModel.save` puts the decisions record of a model."""
-    return Path(path).with_suffix(".decisions.json")
-
-
-@contextmanager
-def staged_text(path: Path, text: str) -> Iterator[None]:
-    """Write a text file under a temporary name, and rename it once the block has succeeded.
-
-    Raises:
-        PassError: the path cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.is_dir():
-            raise PassError(f"cannot write {path}: it is a folder")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise PassError(f"cannot write {path}: {error.strerror or error}") from error
-        yield
-        try:
-            temporary.replace(path)
-        except OSError as error:
-            raise PassError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+PROVEN_ON = "onnxruntime"
+"""Name of the engine that a file without metadata is for."""
 
 
 def compile_model(source: ModelSource, options: Options) -> CompiledModel:
@@ -195,37 +70,71 @@ class Compilation:
         Raises:
             QCompilerError: bad input.
         """
-        self._settle()
+        self.settings: Settings = settle(self.options)
+        self.warnings += self.settings.notes
+        target, recipe = self.settings.target, self.settings.recipe
+        self.backend = open_backend(target, self.options.profiles)
+        # Where the target's engine does not run, no rewriting of another engine's may come between.
+        self.engine_options = replace(self.settings.engine, optimize=self.here)
+        if not self.here:
+            self.warnings.append(self._elsewhere(target.name))
         self._say("import")
-        given = import_model(self.source, shapes=self.options.shapes)
+        given = import_model(self.source, shapes=self.options.fixed_shapes)
         self.given = given
         self.bytes_before = _size_of(self.source, given)
         self.runner = self.truth.load(given, replace(self.engine_options, optimize=False))
         self.data = self.shared or open_dataset(self.options.data, given, self.runner.inputs)
         self.instruments: list[Instrument] = [VerifyInstrument(), _Log(self)]
         if self.options.dump is not None:
-            self.instruments.append(DumpInstrument(self.options.dump))
+            times = TimeInstrument()
+            self.instruments = [DumpInstrument(self.options.dump, times), *self.instruments, times]
         self.reference = self._reference(given)
         self._say("canonicalize")
-        state = CompileState(given.clone(), self.target)
+        state = CompileState(given.clone(), target)
         Pipeline((ImportQdq(), Canonicalize())).run(state, self.instruments)
         self.workshop = Workshop(
-            state, self.backend, self.engine_options, self.options.emit, self.recipe.estimator, truth=self.truth,
+            state, self.backend, self.engine_options, self.options.emit, recipe.estimator, truth=self.truth,
             given=self.reference,
         )  # fmt: skip
         self.data.observe(state.model, self.workshop.groups, self.truth, self.options.data, self._say)
         state.statistics = self.data.statistics
-        pinned, estimators = self.recipe.pinned({g.name: g.legal for g in self.workshop.groups})
+        sample = self.data.held_out[0] if self.data.held_out else {}
+        self.samples = {name: array.shape for name, array in sample.items()}
+        self.workshop.backend = self.backend = open_backend(target, self.options.profiles, self.samples)
+        pinned, estimators = recipe.pinned({g.name: g.legal for g in self.workshop.groups})
         state.estimators = estimators
         self.judge = self._judge()
         self.decider = Decider(self._setting(pinned), self.workshop, self.data.statistics, self.warnings)
-        if self.decisions is not None:
-            self._check_decisions(self.decisions)
-            forms, engine_forms = self.decider.replay(self.decisions)
+        if (record := self.settings.decisions) is not None:
+            self._check_decisions(record)
+            forms, engine_forms = self.decider.replay(record)
         else:
             forms, engine_forms = self.decider.decide()
         self.workshop = self.decider.workshop
         return self._finish(forms, engine_forms)
+
+    def as_given(self) -> CompiledModel | None:
+        """Return, after `run`, the model as it came for this engine; None if it misses the accuracy bounds there."""
+        if self.judge is not None and not self.decider.holds(self.judge(self.reference)):
+            return None
+        return self._finish({g.name: "float" for g in self.workshop.groups}, {AS_GIVEN: "keep"})
+
+    def _elsewhere(self, target: str) -> str:
+        processor = self.settings.processor
+        what = f"this machine ({processor.model or processor.machine})"
+        lacks = f"is not {what}" if not self.settings.here else f"has no engine on {what}"
+        accuracy = "; accuracy is measured on ONNX Runtime" if self.options.guard else ""
+        return f"target {target} {lacks}: nothing was timed, forms follow the recipe{accuracy}"
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine that runs builds here: the target's own, or one that computes the same numbers."""
+        return self.backend.engine
+
+    @property
+    def here(self) -> bool:
+        """Return whether timing on this machine says anything about the target."""
+        return self.settings.here and self.backend.measures
 
     @property
     def met(self) -> bool:
@@ -245,47 +154,6 @@ class Compilation:
             return given
         return raw
 
-    # ---- settings ---------------------------------------------------------------------------------------------
-
-    def _settle(self) -> None:
-        options = self.options
-        self.processor: Processor = detect()
-        name, note = (options.target, "") if options.target != "host" else host_target_name(self.processor)
-        self.target: Target = load_target(name)
-        if note:
-            self.warnings.append(note)
-        self.backend = open_backend(self.target.engine)
-        self.engine = self.backend.engine
-        self.here = runs_here(self.target, self.processor)
-        if not self.here:
-            self.warnings.append(
-                f"target {self.target.name} is not this machine ({self.processor.model}); nothing was timed, forms "
-                "follow the recipe"
-            )
-        recipe = options.recipe if isinstance(options.recipe, Recipe) else load_recipe(options.recipe)
-        if options.overrides is not None:
-            path = Path(options.overrides)
-            try:
-                text = path.read_text(encoding="utf-8", errors="replace")
-            except OSError as error:
-                raise PassError(f"cannot read the overrides {path}: {error.strerror or error}") from error
-            extra = parse_recipe(text, path.stem)
-            recipe = replace(recipe, overrides=(*recipe.overrides, *extra.overrides))
-        self.recipe = recipe
-        self.engine_options = EngineOptions(threads=options.threads if options.threads is not None else 1)
-        self.budget: Budget = parse_budget(options.budget)
-        if (self.budget.drop_points is not None or self.budget.drop_relative is not None) and options.metric is None:
-            raise BudgetError("a drop budget needs a metric: give --metric file.py:function and --evaluation SRC")
-        if options.metric is not None and options.evaluation is None:
-            raise BudgetError("a metric needs evaluation data: give --evaluation SRC")
-        self.decisions = read_decisions(options.decisions)
-        if options.emit not in ("auto", "qdq", "qoperator"):
-            raise PassError(f"emit is {options.emit!r}; expected auto, qdq or qoperator")
-        if options.opset is not None and not LEAST_LOWERED <= options.opset <= self.target.max_opset:
-            raise TargetError(
-                f"opset is {options.opset}; expected {LEAST_LOWERED} to {self.target.max_opset} for {self.target.name}"
-            )
-
     def _say(self, text: str) -> None:
         if self.options.progress is not None:
             self.options.progress(text)
@@ -299,11 +167,12 @@ class Compilation:
             inputs=self.runner.inputs,
             engine=self.engine,
             engine_options=self.engine_options,
-            recipe=self.recipe,
-            budget=self.budget,
+            recipe=self.settings.recipe,
+            budget=self.settings.budget,
             min_sqnr=options.min_sqnr,
             pinned=pinned,
-            guard=options.guard and self.here,
+            guard=options.guard,
+            timed=options.guard and self.here,
             ranges=self.data.ranges,
             held_out=self.data.held_out,
             judge=self.judge,
@@ -342,11 +211,13 @@ class Compilation:
         self._say("lower and prove")
         if self.decider.smoothing:
             self.passes.append(("smooth-activations", len(self.decider.smoothing)))
+        self._measure_dump()
         build = self.workshop.build(forms, engine_forms, self.instruments)
         if self.options.opset is not None:
             set_opset(build.model, self.options.opset)
+        self._check_legality(build.model)
         proof = self.workshop.prove(build)
-        self.quality = self.judge(build.model) if self.judge is not None else None
+        self.quality = self.judge(self.workshop.computable(build)) if self.judge is not None else None
         decisions = Decisions(
             forms={n: f for n, f in sorted(build.forms.items()) if f != "float"},
             engine_forms={**self.workshop.engine_forms, **engine_forms},
@@ -358,16 +229,38 @@ class Compilation:
             context=self._context(),
         )
         report = self._report(build, proof)
-        if self.engine.name != self.truth.name:
-            build.model.metadata_props[ENGINE] = self.engine.name
-        return CompiledModel(build.model, decisions, tuple(build.state.remarks), report, self.engine.name)
+        engine = self.settings.target.engine
+        if engine != PROVEN_ON:
+            build.model.metadata_props[ENGINE] = engine
+        return CompiledModel(
+            build.model, decisions, tuple(build.state.remarks), report, self.settings.target, self.options.profiles,
+            self.samples,
+        )  # fmt: skip
+
+    def _check_legality(self, model: ir.Model) -> None:
+        """Warn of what the target's engine would refuse or compute otherwise in the lowered model."""
+        target = self.settings.target
+        if target.engine not in legality_names():
+            return
+        found = [d for d in load_legality(target.engine).check(model, sm=target.sm) if d.severity == "error"]
+        for code in dict.fromkeys(d.code for d in found):
+            first, *others = (d for d in found if d.code == code)
+            more = f", and at {len(others)} more" if others else ""
+            self.warnings.append(f"{target.name} refuses the model: {code} at {first.node}{more}: {first.text}")
+
+    def _measure_dump(self) -> None:
+        """Let the dump show the error of every pass of the final build, where there are feeds to measure it on."""
+        dump = self.instruments[0]
+        if isinstance(dump, DumpInstrument) and self.data.held_out:
+            dump.numerics = NumericsInstrument(self.truth, self.data.held_out[:2], strict=False)
+            self.instruments.insert(1, dump.numerics)
 
     def _context(self) -> dict[str, str]:
         return {
-            "engine": f"{self.engine.name} {self.engine.version}",
-            "target": self.target.name,
-            "processor": self.processor.model,
-            "recipe": self.recipe.name,
+            "engine": f"{self.settings.target.engine} {self.backend.version}".strip(),
+            "target": self.settings.target.name,
+            "processor": self.settings.processor.model,
+            "recipe": self.settings.recipe.name,
             "threads": str(self.engine_options.threads),
             "opset": str(self.options.opset or onnx_opset(self.workshop.base.model)),
             "model": _digest(self.given),
@@ -439,30 +332,6 @@ class _Log:
 
     def on_failure(self, state: CompileState, step: Step, error: Exception) -> None:
         """Do nothing."""
-
-
-def runs_here(target: Target, processor: Processor) -> bool:
-    """Return whether timing on this machine says anything about the target."""
-    if target.processor and target.processor != processor.machine:
-        return False
-    return all(feature in processor.features for feature in target.requires)
-
-
-def read_decisions(source: Decisions | str | Path | None) -> Decisions | None:
-    """Return a decisions record, read from its file where a path is given.
-
-    Raises:
-        PassError: the file cannot be read or is no record.
-    """
-    if source is None or isinstance(source, Decisions):
-        return source
-    path = Path(source)
-    try:
-        return Decisions.from_json(path.read_text(encoding="utf-8", errors="replace"))
-    except PassError as error:
-        raise PassError(f"{path}: {error}") from error
-    except OSError as error:
-        raise PassError(f"cannot read the decisions record {path}: {error.strerror or error}") from error
 
 
 def _size_of(source: ModelSource, given: ir.Model) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -18,7 +18,8 @@ from qcompiler.observed import wanted_values
 from qcompiler.quant.plan import Form
 from qcompiler.quant.spec import RangeSource
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound
+from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound, Terms
+from qcompiler.search.analytic import analytic_cost
 from qcompiler.search.budget import Budget
 from qcompiler.search.candidates import candidate_sets
 from qcompiler.search.quality import Judge, Quality
@@ -45,6 +46,7 @@ class Setting:
         min_sqnr: least SQNR per output that the user set, in dB.
         pinned: forms that the user pinned, by group.
         guard: whether to measure at all.
+        timed: whether to time: not where the target's engine or processor is another than this machine's.
         ranges: feeds for range-finding, if there is calibration data.
         held_out: feeds set aside for checking and timing.
         judge: compares candidates with the reference; None without data.
@@ -61,6 +63,7 @@ class Setting:
     min_sqnr: float | None
     pinned: Mapping[str, Form]
     guard: bool
+    timed: bool
     ranges: FeedSource | None
     held_out: Sequence[Feeds]
     judge: Judge | None
@@ -119,10 +122,13 @@ class Decider:
         default = Policy(
             convolution, recipe.matmul if data else "dynamic", recipe.recurrent, recipe.arithmetic and data
         )
+        if not setting.timed:
+            default = self._with_legal_matmul(default)
         if not setting.guard:
             return propose(self.workshop.groups, default, pinned), {}
-        feed = self.timing_feed = self._sample_feed()
+        feed = self.timing_feed = self._sample_feed() if setting.timed else None
         engine_forms: dict[str, str] = {}
+        self._settle_precision()
         imported = bool(self.workshop.base.imported)
         if recipe.choose and feed is not None and not imported:
             self._try_smoothing(feed)
@@ -130,7 +136,8 @@ class Decider:
             forms, engine_forms = self._search(static, pinned, feed)
         else:
             # A model that was quantized already keeps on integers what ran there, with its own numbers.
-            forms = propose(self.workshop.groups, static if imported else default, pinned)
+            own = self._own_forms() if imported else {}
+            forms = propose(self.workshop.groups, static if imported else default, {**own, **pinned})
             self.workshop.learn_emission(forms)
             if not imported:
                 self._choose_estimator(forms, engine_forms)
@@ -143,6 +150,52 @@ class Decider:
             forms, engine_forms = self._guard_speed(forms, engine_forms, feed)
         self.why |= {name: f"{form}: by override" for name, form in pinned.items()}
         return forms, engine_forms
+
+    def _with_legal_matmul(self, policy: Policy) -> Policy:
+        """Return the policy with a form for MatMul that the target has, where it has not the recipe's."""
+        legal = {form for g in self.workshop.groups if g.root.op_type in ("MatMul", "Gemm") for form in g.legal}
+        if policy.matmul in (*legal, "float"):
+            return policy
+        order: tuple[Form, ...] = ("static-float", "static", "weight-only", "dynamic")
+        possible = [f for f in order if f in legal and (self.statistics is not None or not f.startswith("static"))]
+        return replace(policy, matmul=possible[0] if possible else "float")
+
+    def _own_forms(self) -> dict[str, Form]:
+        """Return the groups of an imported model that write the integers they wrote there, whoever reads them."""
+        numbers = self.workshop.base.imported
+        written = (g for g in self.workshop.groups if g.row.kind == "weighted" and "static" in g.legal)
+        return {g.name: "static" for g in written if all(str(v.name) in numbers for v in (*g.data, *g.results))}
+
+    def _settle_precision(self) -> None:
+        """Keep float operators in float32 where what the engine prefers misses the bounds all by itself."""
+        exact: Mapping[str, str] = getattr(self.setting.engine, "exact_forms", {})
+        judge = self.setting.judge
+        if not exact or judge is None:
+            return
+        short = self._bound().shortfall(self._quality({}))
+        if short > 0:
+            self.workshop.engine_forms |= exact
+            closer = short - self._bound().shortfall(self._quality({}))
+            if closer <= 0:  # that is not what is wrong
+                for key in exact:
+                    del self.workshop.engine_forms[key]
+            else:
+                self.figures["float32_for"] = round(short, 2)
+                self.warnings.append(
+                    f"float operators stay in float32: what {self.setting.engine.name} prefers here misses the "
+                    f"accuracy bound by {short:.1f} dB"
+                )
+
+    def _given(self) -> ir.Model:
+        """Return the model as given, which asks for float32 where builds do."""
+        asked = {
+            k: v for k, v in self.workshop.engine_forms.items() if k in getattr(self.setting.engine, "exact_forms", {})
+        }
+        if not asked:
+            return self.setting.given
+        made = self.setting.given.clone()
+        made.metadata_props.update(asked)
+        return made
 
     def _try_smoothing(self, feed: Feeds) -> None:
         """Go on with the smoothed graph if smoothing was measured to pay."""
@@ -206,10 +259,33 @@ class Decider:
         self._note_variant("dynamic", dynamic, engine_forms)
         engine_forms = search.avoid_traps(forms, self.workshop.base.target.traps, {})
         forms = search.return_losers(forms, engine_forms)
+        forms = self._fastest_whole({"chosen": forms, "static": static, "dynamic": dynamic}, engine_forms, feed)
         self.search = search
-        self.why |= search.why
+        self.why = {**search.why, **self.why}
         self.figures |= search.figures
         return forms, engine_forms
+
+    def _fastest_whole(
+        self, candidates: Mapping[str, dict[str, Form]], engine_forms: Mapping[str, str], feed: Feeds
+    ) -> dict[str, Form]:
+        """Return the candidate of the fastest whole model, the first where no other is clearly faster.
+
+        Profiles are taken one after another: a busy machine can favour one of them. Whole models are timed in turn.
+        """
+        (first, chosen), *others = candidates.items()
+        others = [(n, f) for n, f in others if f != chosen and any(form != "float" for form in f.values())]
+        if not others:
+            return chosen
+        models = {n: self.workshop.build(f, engine_forms).model for n, f in ((first, chosen), *others)}
+        times = self._stopwatch(feed).compare(models)
+        self.figures["whole_us"] = {name: round(t.minimum * 1e6, 1) for name, t in times.items()}
+        best = min(times, key=lambda name: times[name].minimum)
+        if best == first or times[best].minimum > 0.97 * times[first].minimum:
+            return chosen
+        for name, form in candidates[best].items():
+            if form != chosen.get(name, "float"):
+                self.why[name] = f"{form}: the whole model was measured faster with it"
+        return dict(candidates[best])
 
     def _learn(self, forms: dict[str, Form]) -> dict[str, Form]:
         if all(f == "float" for f in forms.values()):
@@ -231,6 +307,11 @@ class Decider:
         self.figures["estimators_db"] = {**found.whole_db, "chosen": found.sqnr_db}
         self.figures["estimators_tried"] = found.tried
 
+    def _quality(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str] | None = None) -> Quality:
+        """Build and measure a choice of forms."""
+        assert self.setting.judge is not None
+        return self.setting.judge(self.workshop.computable(self.workshop.build(forms, engine_forms)))
+
     def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
         if all(f == "float" for f in forms.values()):
             return
@@ -240,7 +321,7 @@ class Decider:
         if spent > 0:
             figures["profile_speedup"] = round(float(profiles.get("float", 0.0)) / spent, 3)
         if self.setting.judge is not None:
-            figures["sqnr_db"] = round(self.setting.judge(self.workshop.build(forms, engine_forms).model).worst, 2)
+            figures["sqnr_db"] = round(self._quality(forms, engine_forms).worst, 2)
         self.tried[name] = figures
 
     def _note_whole(
@@ -249,7 +330,7 @@ class Decider:
         """Keep the measured speed and error of a whole model that was tried."""
         self.tried[name] = {"speedup": round(ratio[0], 3)}
         if self.setting.judge is not None:
-            worst = self.setting.judge(self.workshop.build(forms, engine_forms).model).worst
+            worst = self._quality(forms, engine_forms).worst
             self.tried[name]["sqnr_db"] = round(worst, 2)
 
     def _speed_search(self, feed: Feeds) -> SpeedSearch:
@@ -283,18 +364,26 @@ class Decider:
             least = self.setting.budget.least_metric(judge.reference_metric)
         return Bound(demanded, recipe.min_agreement, least)
 
+    def holds(self, quality: Quality) -> bool:
+        """Return whether a quality meets all bounds on accuracy."""
+        return self._bound().shortfall(quality) <= 0
+
     def _guard_accuracy(self, forms: dict[str, Form], engine_forms: Mapping[str, str]) -> dict[str, Form]:
         self.setting.say("accuracy guard")
         judge = self.setting.judge
         assert judge is not None
 
         def evaluate(trial: Mapping[str, Form]) -> Quality:
-            return judge(self.workshop.build(trial, engine_forms).model)
+            return self._quality(trial, engine_forms)
 
-        predict = self.search.predict if self.search is not None else (lambda forms: 0.0)
+        predict = self.search.predict if self.search is not None else analytic_cost(self.workshop.groups)
         sets = candidate_sets(self.workshop.groups, forms, self.statistics)
         frozen = frozenset(n for n, f in self.setting.pinned.items() if f != "float")
-        guard = AccuracyGuard(sets, evaluate, self._bound(), predict, frozen=frozen, progress=self.setting.say)
+        # Of a model that was quantized already nothing was profiled: what has no price is not bought beyond the bound.
+        terms = Terms(comfort_db=0.0) if self.workshop.base.imported and self.search is None else Terms()
+        guard = AccuracyGuard(
+            sets, evaluate, self._bound(), predict, frozen=frozen, terms=terms, progress=self.setting.say
+        )
         result = guard.run(forms)
         for step in result.steps:
             for name in step.groups:
@@ -313,20 +402,20 @@ class Decider:
     ) -> tuple[dict[str, Form], dict[str, str]]:
         """Keep the compiled form only if it is measured faster than the model as given."""
         self.setting.say("speed guard")
-        search = self._speed_search(feed)
-        ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
+        search, given = self._speed_search(feed), self._given()
+        ratio = search.ratio(given, self.workshop.build(forms, engine_forms).model)
         self._note_whole("chosen", forms, engine_forms, ratio)
         if ratio[0] < 1.0 and any(f != "float" for f in forms.values()):
             search.float_costs = search.costs({}, engine_forms)
             forms = search.return_losers(forms, engine_forms)
             self.why |= search.why
             self.figures |= search.figures
-            ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
+            ratio = search.ratio(given, self.workshop.build(forms, engine_forms).model)
             self._note_whole("without losing regions", forms, engine_forms, ratio)
         if ratio[0] < 1.0:
             forms = {g.name: self.setting.pinned.get(g.name, "float") for g in self.workshop.groups}
             engine_forms = search.avoid_traps(forms, self.workshop.base.target.traps, {})
-            ratio = search.ratio(self.setting.given, self.workshop.build(forms, engine_forms).model)
+            ratio = search.ratio(given, self.workshop.build(forms, engine_forms).model)
             self._note_whole("float", forms, engine_forms, ratio)
             for group in self.workshop.groups:
                 possible = group.legal if self.statistics is not None else "dynamic" in group.legal

@@ -17,6 +17,26 @@ ModelLike = ir.Model | bytes | str | Path
 
 
 @dataclass(frozen=True)
+class ShapeRange:
+    """Shapes that an input may take, for engines that are built for a range: three tuples of the same length.
+
+    Attributes:
+        least: the smallest length of each axis.
+        best: the lengths to optimize for.
+        most: the largest length of each axis.
+    """
+
+    least: tuple[int, ...]
+    best: tuple[int, ...]
+    most: tuple[int, ...]
+
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        """Return the length of each axis that has only one, and -1 for the others."""
+        return tuple(low if low == high else -1 for low, high in zip(self.least, self.most, strict=True))
+
+
+@dataclass(frozen=True)
 class TensorInfo:
     """Name, NumPy dtype and shape of a model's input or output; an axis is an int, a name or None if unknown."""
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompiler.backends.catalog import Backend
 from qcompiler.backends.onnxruntime import OrtEngine
-from qcompiler.backends.readback import Planned, Proof, planned_fusions
+from qcompiler.backends.readback import ENGINE_REFUSED, Planned, Proof, planned_fusions
 from qcompiler.engine import Engine, EngineOptions
 from qcompiler.ir.phase import Phase
 from qcompiler.passes.fold_scales import FoldScales
@@ -25,6 +25,8 @@ from qcompiler.targets.groups import Group, find_groups
 
 AS_GIVEN = "as-given"
 """Engine form of a build in which nothing was measured to be worth changing."""
+METADATA = "qcompiler."
+"""How an engine form begins that is told to the engine as metadata of the model."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,18 @@ class Workshop:
         """Return the fusion groups of the canonical graph."""
         return find_groups(self.base.model, self.base.target)
 
-    def passes(self) -> tuple[Pass, ...]:
-        """Return the passes from FLOAT to LOWERED."""
+    def passes(self, lowering: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
+        """Return the passes from FLOAT to LOWERED.
+
+        Args:
+            lowering: the passes behind FUSED; the backend's by default.
+        """
         return (
             PlanQuantization(estimator=self.estimator),
             InsertQdq(),
             FoldScales(),
             FuseQdq(),
-            *self.backend.lowering(self.emit),
+            *(lowering or self.backend.lowering(self.emit)),
         )
 
     def build(
@@ -108,16 +114,31 @@ class Workshop:
         """
         if (engine_forms or {}).get(AS_GIVEN) == "keep" and self.given is not None:
             kept = replace(self.base, model=self.given.clone(), phase=Phase.LOWERED, remarks=list(self.base.remarks))
+            asked = {**self.engine_forms, **(engine_forms or {})}.items()
+            kept.model.metadata_props.update({key: value for key, value in asked if key.startswith(METADATA)})
             return Build(kept, (), {g.name: "float" for g in self.groups})
-        state = self.base.clone()
-        state.forms = {g.name: forms.get(g.name, "float") for g in self.groups}
-        for name in self.refused:
-            state.forms[name] = "float"
-        state.engine_forms = {**self.engine_forms, **(engine_forms or {})}
+        state = self._start(forms, {**self.engine_forms, **(engine_forms or {})})
         watch = _PlannedFusions()
         Pipeline(self.passes()).run(state, (*instruments, watch))
         made = {name: choice.form for name, choice in state.plan.choices.items()}
         return Build(state, watch.planned, made)
+
+    def _start(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> CompileState:
+        state = self.base.clone()
+        state.forms = {g.name: forms.get(g.name, "float") for g in self.groups}
+        for name in self.refused:
+            state.forms[name] = "float"
+        state.engine_forms = dict(engine_forms)
+        return state
+
+    def computable(self, build: Build) -> ir.Model:
+        """Return the build as the backend's engine can run it: itself, or a twin that computes the same numbers."""
+        twin = self.backend.twin(build.model)
+        if not twin:
+            return build.model
+        state = self._start(build.forms, build.state.engine_forms)
+        Pipeline(self.passes(twin)).run(state)
+        return state.model
 
     def prove(self, build: Build) -> Proof:
         """Read the engine's graph back and match it with what was planned."""
@@ -129,6 +150,8 @@ class Workshop:
         Groups that stay unfused either way are refused from then on: Q/DQ that nothing fuses only costs time.
         """
         proof = self.prove(self.build(forms))
+        if any(miss.reason == ENGINE_REFUSED for miss in proof.missed):
+            return proof  # it does not build in float either, or for what no group can help
         if proof.missed and self.emit == "auto" and self.backend.emits_operators:
             for miss in proof.missed:
                 self.engine_forms[f"emit:{miss.group}"] = "qoperator"

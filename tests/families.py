@@ -15,7 +15,7 @@ import pytest
 
 import qcompiler
 from qcompiler.backends.onnxruntime import OrtEngine
-from qcompiler.compiler import CompiledModel
+from qcompiler.compiled import CompiledModel
 from qcompiler.engine import Array, EngineOptions, Feeds
 from qcompiler.targets.host import detect, host_target_name
 from tests import synthetic

@@ -16,8 +16,9 @@ from qcompiler import best_engine
 from qcompiler.backends.catalog import engine_of
 from qcompiler.backends.openvino import OvEngine
 from qcompiler.backends.openvino import OvRunner as Ov
-from qcompiler.compiler import CompiledModel, Options
+from qcompiler.compiled import CompiledModel
 from qcompiler.errors import ModelError
+from qcompiler.options import Options
 from qcompiler.search.timing import EngineStopwatch, Timing
 from qcompiler.targets.host import Processor
 from tests import synthetic
@@ -38,7 +39,7 @@ class Machine:
 
     def __call__(self, runners: Mapping[str, Any], feeds: Any, **more: Any) -> dict[str, Timing]:
         self.asked.append({n: "openvino" if isinstance(r, Ov) else "onnxruntime" for n, r in runners.items()})
-        times = {n: self.milliseconds[n.replace("-", "_")] * 1e-3 for n in runners}
+        times = {n: self.milliseconds[n.replace("-", "_").replace(" ", "_")] * 1e-3 for n in runners}
         return {n: Timing(t, 2 * t, 1) for n, t in times.items()}
 
 
@@ -50,11 +51,11 @@ def twice_as_fast(self: EngineStopwatch, models: Mapping[str, Any]) -> dict[str,
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Return a machine on which OpenVINO is faster."""
-    made = Machine(float=8.0, ort_x86=4.0, openvino=2.0)
+    made = Machine(float=8.0, ort_x86=4.0, openvino=2.0, openvino_float=3.0)
     monkeypatch.setattr(best_engine, "interleave", made)
     monkeypatch.setattr(EngineStopwatch, "compare", twice_as_fast)
     monkeypatch.setattr(best_engine, "detect", lambda: VNNI)
-    monkeypatch.setattr("qcompiler.compiler.detect", lambda: VNNI)
+    monkeypatch.setattr("qcompiler.options.detect", lambda: VNNI)
     return made
 
 
@@ -65,18 +66,21 @@ def best(proto: onnx.ModelProto | None = None, **more: Any) -> CompiledModel:
 
 def test_the_faster_engine_is_kept_and_told_against_float_on_onnx_runtime(machine: Machine) -> None:
     made = best(recipe="int8")
-    assert machine.asked == [{"float": "onnxruntime", "ort-x86": "onnxruntime", "openvino": "openvino"}]
+    assert machine.asked == [
+        {"float": "onnxruntime", "ort-x86": "onnxruntime", "openvino": "openvino", "openvino float": "openvino"}
+    ]
     assert made.engine == "openvino"
     assert (made.report.speedup, made.report.speedup_median) == (4.0, 4.0)
     assert made.report.forms_tried["on ort-x86"]["speedup"] == 2.0
     assert made.report.forms_tried["on openvino"]["speedup"] == 4.0
     assert made.report.forms_tried["on openvino"]["sqnr_db"] > 15
+    assert made.report.forms_tried["on openvino float"]["speedup"] == 2.667
     assert made.report.context["target"] == "openvino"
     assert made.report.warnings == ()
 
 
 def test_onnx_runtime_is_kept_where_it_is_faster(machine: Machine) -> None:
-    machine.milliseconds["openvino"] = 5.0
+    machine.milliseconds |= {"openvino": 5.0, "openvino_float": 6.0}
     made = best()
     assert made.engine == "onnxruntime"
     assert made.report.speedup == 2.0
@@ -84,16 +88,39 @@ def test_onnx_runtime_is_kept_where_it_is_faster(machine: Machine) -> None:
     assert made.report.forms_tried["on openvino"]["speedup"] == 1.6
 
 
+def test_the_model_as_given_is_kept_on_openvino_where_that_is_fastest(machine: Machine) -> None:
+    machine.milliseconds["openvino_float"] = 1.0
+    given = synthetic.residual_cnn()
+    made = best(given)
+    assert made.engine == "openvino"
+    assert made.report.speedup == 8.0
+    assert made.report.proof.planned == 0
+    assert [node.op_type for node in made.model.graph] == [node.op_type for node in given.graph.node]
+    assert made.decisions.engine_forms == {"as-given": "keep"}
+    again = best(given, decisions=made.decisions)
+    assert again.to_bytes() == made.to_bytes()
+
+
+def test_the_model_as_given_is_no_candidate_where_it_misses_the_bounds_on_openvino(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.milliseconds["openvino_float"] = 1.0
+    monkeypatch.setattr(best_engine.Compilation, "as_given", lambda self: None)
+    assert best().report.speedup == 4.0
+
+
 def test_an_engine_that_misses_the_bounds_is_not_kept_however_fast(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = best_engine.Compilation.met.fget  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        best_engine.Compilation, "met", property(lambda self: real(self) and self.target.name != "openvino")
+        best_engine.Compilation, "met", property(lambda self: real(self) and self.settings.target.name != "openvino")
     )
+    machine.milliseconds["openvino_float"] = 5.0
     assert best().engine == "onnxruntime"
     # Where none holds the bounds, the result is what it would be without a choice.
     monkeypatch.setattr(best_engine.Compilation, "met", property(lambda self: False))
+    monkeypatch.setattr(best_engine.Compilation, "as_given", lambda self: None)
     assert best().engine == "onnxruntime"
 
 
@@ -126,7 +153,7 @@ def test_without_openvino_the_result_is_onnx_runtimes_with_a_word_on_it(
 def test_a_processor_that_no_table_covers_gets_the_safe_form(monkeypatch: pytest.MonkeyPatch) -> None:
     old = Processor("x86_64", "an old processor", frozenset({"avx2"}))
     monkeypatch.setattr(best_engine, "detect", lambda: old)
-    monkeypatch.setattr("qcompiler.compiler.detect", lambda: old)
+    monkeypatch.setattr("qcompiler.options.detect", lambda: old)
     made = best(guard=False)
     assert made.report.context["target"] == "ort-generic"
     assert any(w.startswith("OpenVINO was not tried: its table is for x86_64 with vnni") for w in made.report.warnings)
@@ -144,7 +171,7 @@ def test_a_record_is_repeated_for_the_engine_that_it_was_made_for(
     machine: Machine, engine: str, tmp_path: Path
 ) -> None:
     if engine == "onnxruntime":
-        machine.milliseconds["openvino"] = 5.0
+        machine.milliseconds |= {"openvino": 5.0, "openvino_float": 6.0}
     made = best()
     made.save(tmp_path / "m.onnx")
     asked = len(machine.asked)

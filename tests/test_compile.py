@@ -58,7 +58,7 @@ def test_the_report_is_json_and_has_all_that_it_promises(name: str) -> None:
     report = json.loads(json.dumps(plain(name).report.to_dict(), allow_nan=False))
     promised = {"proof", "sqnr_db", "bytes_before", "bytes_after", "speedup", "integer_share", "passes"}
     assert promised <= set(report)
-    assert set(report["proof"]) == {"planned", "fused", "missed", "kernels"}
+    assert set(report["proof"]) == {"planned", "fused", "missed", "kernels", "note"}
     assert report["bytes_before"] == len(source(name))
     assert report["bytes_after"] == len(plain(name).to_bytes())
     assert report["speedup"] is None  # without the guard nothing is timed

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 import qcompiler
-from qcompiler.compiler import CompiledModel
+from qcompiler.compiled import CompiledModel
 from tests.families import COVERED
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -12,7 +12,7 @@ import pytest
 
 import qcompiler
 from qcompiler.backends.onnxruntime import OrtEngine
-from qcompiler.compiler import CompiledModel
+from qcompiler.compiled import CompiledModel
 from qcompiler.engine import Array
 from tests import loops
 from tests.families import COVERED

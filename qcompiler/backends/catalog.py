@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +13,23 @@ import onnx_ir as ir
 
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Planned, Proof, prove
-from qcompiler.engine import Engine, EngineOptions
+from qcompiler.engine import Engine, EngineOptions, ShapeRange
 from qcompiler.errors import TargetError
+from qcompiler.ir.serialize import save_model
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
 from qcompiler.passes.lower_openvino import LowerOpenvino
 from qcompiler.pipeline.base import Pass
+from qcompiler.quant.formats import FORMATS
+from qcompiler.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files that were written, and what the user has still to do, if anything."""
+
+    files: tuple[Path, ...]
+    note: str = ""
 
 
 class Backend(Protocol):
@@ -48,21 +60,68 @@ class Backend(Protocol):
         """Return whether a group that is not fused from Q/DQ can be emitted as the engine's own operator."""
         ...
 
+    @property
+    def version(self) -> str:
+        """Return the version of the engine, empty where none is installed."""
+        ...
+
+    def twin(self, model: ir.Model) -> tuple[Pass, ...]:
+        """Return passes from FUSED to a model with the same numbers that `engine` runs; none where it runs this one.
+
+        Args:
+            model: a lowered model.
+        """
+        ...
+
+    @property
+    def measures(self) -> bool:
+        """Return whether `engine` is the target's own, so that timing it says something."""
+        ...
+
+    def save(self, model: ir.Model, path: Path) -> Written:
+        """Write a lowered model in the form that the suffix of the path names.
+
+        Raises:
+            ModelError: the path cannot be written, or the engine does not take the model.
+            TargetError: the suffix is of another engine.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class OrtBackend:
-    """ONNX Runtime on CPU."""
+    """ONNX Runtime on CPU.
+
+    Attributes:
+        engine: runs lowered models.
+        reader: gives the graphs that the engine makes of them on the target's processor.
+    """
 
     engine: Engine = field(default_factory=OrtEngine)
+    reader: Engine = field(default_factory=OrtEngine)
     emits_operators: bool = True
+    measures: bool = True
 
     def lowering(self, emit: str) -> tuple[Pass, ...]:
         """Return the passes from FUSED to LOWERED."""
         return LowerOnnxruntime(emit=emit), AvoidEngineTraps()
 
     def prove(self, planned: Sequence[Planned], model: ir.Model, options: EngineOptions) -> Proof:
-        """Read the graph back that ONNX Runtime executes."""
-        return prove(planned, self.engine.optimized_graph(model, options))
+        """Read the graph back that ONNX Runtime executes: always the optimized one, also where nothing is timed."""
+        return prove(planned, self.reader.optimized_graph(model, replace(options, optimize=True)))
+
+    def twin(self, model: ir.Model) -> tuple[Pass, ...]:
+        """Return no passes: the engine runs what is lowered."""
+        return ()
+
+    @property
+    def version(self) -> str:
+        """Return ONNX Runtime's version."""
+        return self.engine.version
+
+    def save(self, model: ir.Model, path: Path) -> Written:
+        """Write an ONNX model."""
+        return save_onnx(model, path, "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -71,6 +130,7 @@ class OvBackend:
 
     engine: Engine
     emits_operators: bool = False
+    measures: bool = True
 
     def lowering(self, emit: str) -> tuple[Pass, ...]:
         """Return the passes from FUSED to LOWERED: OpenVINO reads Q/DQ and nothing else."""
@@ -83,6 +143,88 @@ class OvBackend:
         from qcompiler.backends.openvino_proof import prove_layers
 
         return prove_layers(planned, self.engine.optimized_graph(model, options))
+
+    def twin(self, model: ir.Model) -> tuple[Pass, ...]:
+        """Return no passes: the engine runs what is lowered."""
+        return ()
+
+    @property
+    def version(self) -> str:
+        """Return OpenVINO's version."""
+        return self.engine.version
+
+    def save(self, model: ir.Model, path: Path) -> Written:
+        """Write an ONNX model, or OpenVINO's own form for a path that ends in .xml."""
+        if path.suffix != ".xml":
+            return save_onnx(model, path, "openvino")
+        from qcompiler.backends.openvino import save_openvino
+
+        save_openvino(model, path)
+        return Written((path, path.with_suffix(".bin")))
+
+
+@dataclass(frozen=True)
+class AbsentBackend:
+    """An engine that is not installed: its passes lower, ONNX Runtime computes, nothing is timed or proven.
+
+    Attributes:
+        name: the engine's name.
+        passes: from FUSED to LOWERED.
+        install: what to install for the rest.
+        engine: computes the lowered model's numbers.
+    """
+
+    name: str
+    passes: tuple[Pass, ...]
+    install: str
+    engine: Engine = field(default_factory=OrtEngine)
+    emits_operators: bool = False
+    measures: bool = False
+    version: str = ""
+
+    def lowering(self, emit: str) -> tuple[Pass, ...]:
+        """Return the engine's own passes."""
+        if emit == "qoperator":
+            raise TargetError(f"emit is 'qoperator', but {self.name} reads Q/DQ only; leave --emit away")
+        return self.passes
+
+    def twin(self, model: ir.Model) -> tuple[Pass, ...]:
+        """Return no passes: the engine runs what is lowered."""
+        return ()
+
+    def prove(self, planned: Sequence[Planned], model: ir.Model, options: EngineOptions) -> Proof:
+        """Return a proof that says what is missing."""
+        return Proof(len(planned), note=self.install)
+
+    def save(self, model: ir.Model, path: Path) -> Written:
+        """Write an ONNX model.
+
+        Raises:
+            TargetError: the path asks for the engine's own form, which needs the engine.
+        """
+        if OWN_SUFFIXES.get(path.suffix) == self.name:
+            raise TargetError(f"cannot write {path}: {self.install}, or take a path that ends in .onnx")
+        return save_onnx(model, path, self.name)
+
+
+OWN_SUFFIXES = {".xml": "openvino", ".plan": "tensorrt"}
+"""File suffixes of engines' own forms."""
+
+
+def save_onnx(model: ir.Model, path: Path, engine: str) -> Written:
+    """Write a lowered model as ONNX.
+
+    Raises:
+        ModelError: the path cannot be written.
+        TargetError: the suffix asks for an engine's own form.
+    """
+    if (owner := OWN_SUFFIXES.get(path.suffix)) is not None:
+        raise TargetError(
+            f"{path} asks for {owner}'s own form, but the model was compiled for {engine}; give --target {owner}, or a "
+            "path that ends in .onnx"
+        )
+    save_model(model, path, strip=True)
+    return Written((path,))
 
 
 ENGINE = "qcompiler.engine"
@@ -103,8 +245,45 @@ def engine_of(path: Path) -> str:
     return next((p.value for p in model.metadata_props if p.key == ENGINE), "onnxruntime")
 
 
-def open_backend(name: str) -> Backend:
-    """Return the backend of an engine by its name in a target's table.
+def open_backend(
+    target: Target,
+    profiles: Mapping[str, ShapeRange] | None = None,
+    samples: Mapping[str, tuple[int, ...]] | None = None,
+) -> Backend:
+    """Return the backend of a target.
+
+    Args:
+        target: its table names the engine.
+        profiles: ranges of input shapes, for engines that are built for such.
+        samples: shape of a feed's arrays by input name, where no range was given.
+
+    Raises:
+        TargetError: no such engine.
+    """
+    if target.engine == "tensorrt":
+        from qcompiler.backends.tensorrt.backend import TrtBackend
+
+        return TrtBackend(sm=target.sm, profiles=profiles or {}, samples=samples or {})
+    if target.engine == "openvino" and importlib.util.find_spec("openvino") is None:
+        from qcompiler.backends.openvino import INSTALL
+
+        return AbsentBackend("openvino", (LowerOpenvino(),), INSTALL)
+    if target.engine == "openvino":
+        from qcompiler.backends.openvino import OvEngine
+
+        # Without samples the model has not been looked at: the first graph may crash the engine's compiler.
+        return OvBackend(OvEngine(probe=samples is None))
+    if target.engine == "ort-openvino":
+        from qcompiler.backends.ort_openvino import open_provider
+
+        return open_provider(probe=samples is None)
+    if target.engine == "onnxruntime":
+        return OrtBackend(reader=OrtEngine(signed=FORMATS[target.activation].signed))
+    return engine_backend(target.engine)
+
+
+def engine_backend(name: str) -> Backend:
+    """Return the backend of an engine that runs on this machine, by its name.
 
     Raises:
         TargetError: no such engine, or it is not installed.
@@ -117,4 +296,10 @@ def open_backend(name: str) -> Backend:
         engine = OvEngine()
         _ = engine.version  # raises where OpenVINO is not installed
         return OvBackend(engine)
-    raise TargetError(f"there is no backend for the engine {name!r}; there are onnxruntime and openvino")
+    if name == "ort-openvino":
+        from qcompiler.backends.ort_openvino import load_provider
+
+        return load_provider()
+    raise TargetError(
+        f"there is no backend for the engine {name!r}; there are onnxruntime, openvino, ort-openvino and tensorrt"
+    )

@@ -187,6 +187,15 @@ class OrtEngine:
 
     name = "onnxruntime"
 
+    def __init__(self, *, signed: bool = False) -> None:
+        """Take what to be.
+
+        Args:
+            signed: rewrite graphs as on ARM, where signed activations enter integer operators as they are; on x86 they
+                are made unsigned first, and only where one operator reads them. The same graph comes out as on ARM.
+        """
+        self.signed = signed
+
     @property
     def version(self) -> str:
         """Return the version of the installed ONNX Runtime."""
@@ -200,10 +209,12 @@ class OrtEngine:
         """
         return OrtRunner(self._session(model, _session_options(options)))
 
-    def _session(self, model: ModelLike, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _session(
+        self, model: ModelLike, options: ort.SessionOptions, providers: Sequence[Any] = _PROVIDERS
+    ) -> ort.InferenceSession:
         with _loadable(model) as source:
             try:
-                return ort.InferenceSession(source, options, providers=list(_PROVIDERS))
+                return ort.InferenceSession(source, options, providers=list(providers))
             except Exception as error:  # the binding raises a dozen unrelated types
                 raise ModelError(f"onnxruntime {self.version} refuses the model: {_first_line(error)}") from error
 
@@ -233,6 +244,8 @@ class OrtEngine:
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             path = Path(folder) / "optimized.onnx"
             settings = _session_options(options)
+            if self.signed:
+                settings.add_session_config_entry("session.qdqisint8allowed", "1")
             settings.optimized_model_filepath = str(path)
             settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
             settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")

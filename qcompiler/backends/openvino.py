@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -20,9 +20,11 @@ import onnx
 import onnx_ir as ir
 
 from qcompiler.backends.onnxruntime import engine_value
+from qcompiler.backends.openvino_probe import survives
 from qcompiler.engine import Array, EngineOptions, EngineValue, Feeds, ModelLike, NodeCost, Profile, TensorInfo
 from qcompiler.errors import CalibrationError, ModelError, TargetError
 from qcompiler.ir.serialize import MAX_INLINE_BYTES, save_model, to_bytes, weight_bytes
+from qcompiler.passes.lower_openvino import EXACT, PRECISION
 
 DOMAIN = "openvino"
 """Of the operators in the graph that OpenVINO executes."""
@@ -37,6 +39,8 @@ _WEIGHT = "/transpose_b"
 _NODE = re.compile(r"ONNX node '<Node\((\w+)\): (.*?)>'")
 _ENDINGS = ("_original", "/DequantizationMultiply", "/WithoutBiases")
 """Behind the name of a fused operator: it goes by its scale, or by what is left of it without scale or bias."""
+ORIGIN = "qcompiler.engine"
+"""Metadata of a model that came out of this package."""
 INSTALL = 'OpenVINO is not installed: pip install "qcompiler[openvino]"'
 
 
@@ -185,15 +189,36 @@ def holds(node: ir.Node, *names: str) -> bool:
     return any(f",{name}," in originals or node.name == name for name in known)
 
 
-def _output_names(model: ModelLike) -> tuple[str, ...]:
-    """Return the names of an ONNX model's outputs, none for a model in OpenVINO's own form."""
+@dataclass(frozen=True)
+class _Header:
+    """What a model says of itself.
+
+    Attributes:
+        outputs: names of an ONNX model's outputs, none of a model in OpenVINO's own form.
+        precision: what its float operators have to compute in, empty if that is left to OpenVINO.
+    """
+
+    outputs: tuple[str, ...] = ()
+    precision: str = ""
+
+
+def _header(model: ModelLike) -> _Header:
     if isinstance(model, ir.Model):
-        return tuple(str(v.name) for v in model.graph.outputs)
-    if isinstance(model, bytes):
-        return tuple(v.name for v in onnx.load_from_string(model).graph.output)
-    if Path(model).suffix == ".xml":
-        return ()
-    return tuple(v.name for v in onnx.load(model, load_external_data=False).graph.output)
+        return _Header(tuple(str(v.name) for v in model.graph.outputs), model.metadata_props.get(PRECISION, ""))
+    if isinstance(model, str | Path) and Path(model).suffix == ".xml":
+        return _Header()
+    try:
+        proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+    except Exception:  # protobuf and the file system raise their own types; OpenVINO says what is wrong with it
+        return _Header()
+    stated = next((p.value for p in proto.metadata_props if p.key == PRECISION), "")
+    return _Header(tuple(v.name for v in proto.graph.output), stated)
+
+
+def _stated(read: Any) -> str:
+    """Return what the float operators of a model that `save_openvino` wrote have to compute in, empty if open."""
+    words = PRECISION.split(".")
+    return _text(read.get_rt_info(words)) if read.has_rt_info(words) else ""
 
 
 def _text(value: Any) -> str:
@@ -215,11 +240,17 @@ class OvEngine:
 
     Attributes:
         precision: what float operators compute in: empty leaves it to OpenVINO (bfloat16 where the processor has
-            instructions for it), ``f32`` keeps float32.
+            instructions for it, and the model does not ask for float32), ``f32`` keeps float32.
+        probe: compile graphs of other origin in a process of their own first, until one was taken: a crash of OpenVINO
+            then raises instead of ending this process.
     """
 
     precision: str = ""
+    probe: bool = False
+    _taken: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     name = "openvino"
+    exact_forms: ClassVar[Mapping[str, str]] = EXACT
+    """Engine forms under which float operators compute in float32, for models that bear nothing less."""
 
     @property
     def version(self) -> str:
@@ -232,26 +263,30 @@ class OvEngine:
         A model that is refused with bfloat16 (as happens to some with quantized operators) is compiled in float32.
 
         Raises:
-            ModelError: OpenVINO refuses the model.
+            ModelError: OpenVINO refuses the model, or crashes on it.
             TargetError: OpenVINO is not installed.
         """
-        return OvRunner(self._compile(model, options, {}), _output_names(model))
+        return self._compile(model, options, {})
 
-    def _compile(self, model: ModelLike, options: EngineOptions, more: Mapping[str, str]) -> Any:
-        core = _openvino().Core()
+    def _compile(self, model: ModelLike, options: EngineOptions, more: Mapping[str, str]) -> OvRunner:
+        core, header = _openvino().Core(), _header(model)
+        if self.probe and not self._taken and isinstance(model, ir.Model) and ORIGIN not in model.metadata_props:
+            # What is built from a graph that was taken is not foreign any more.
+            self._taken[:] = [True] if survives(model, self.precision or header.precision) else []
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", **more}
         if options.threads:
             settings["INFERENCE_NUM_THREADS"] = options.threads
-        if self.precision:
-            settings["INFERENCE_PRECISION_HINT"] = self.precision
         try:
             read = self._read(core, model)
+            if precision := self.precision or header.precision or _stated(read):
+                settings["INFERENCE_PRECISION_HINT"] = precision
             try:
-                return core.compile_model(read, "CPU", settings)
+                compiled = core.compile_model(read, "CPU", settings)
             except RuntimeError:
-                if self.precision:
+                if precision:
                     raise
-                return core.compile_model(read, "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
+                compiled = core.compile_model(read, "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
+            return OvRunner(compiled, header.outputs)
         except ModelError:
             raise
         except Exception as error:  # the binding raises RuntimeError and its own types
@@ -275,7 +310,7 @@ class OvEngine:
 
     def profile(self, model: ModelLike, feeds: Feeds, options: EngineOptions, rounds: int) -> Profile:
         """Run ``rounds`` times with OpenVINO's counters; the time of a layer is the minimum over rounds."""
-        runner = OvRunner(self._compile(model, options, {"PERF_COUNT": "YES"}), _output_names(model))
+        runner = self._compile(model, options, {"PERF_COUNT": "YES"})
         best: dict[tuple[str, str], float] = {}
         runner.run(feeds)
         for _ in range(rounds):
@@ -292,25 +327,25 @@ class OvEngine:
         return self.load(model, options).executed()
 
 
-def save_openvino(model: ir.Model, path: Path, engine: str) -> None:
+def save_openvino(model: ir.Model, path: Path) -> None:
     """Write a model in OpenVINO's own form: ``path`` (.xml) and the weights beside it (.bin).
 
     Args:
         model: the lowered model.
         path: where the .xml goes.
-        engine: what the model was compiled for.
 
     Raises:
         ModelError: the model is refused or the path cannot be written.
-        TargetError: the model was compiled for another engine, or OpenVINO is not installed.
+        TargetError: OpenVINO is not installed.
     """
-    if engine != OvEngine.name:
-        raise TargetError(f"{path} is OpenVINO's form, but the model was compiled for {engine}; take a name in .onnx")
     openvino = _openvino()
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part.xml")
     files = [(temporary, path), (temporary.with_suffix(".bin"), path.with_suffix(".bin"))]
     try:
-        openvino.save_model(openvino.Core().read_model(to_bytes(model, strip=True), b""), str(temporary), False)
+        read = openvino.Core().read_model(to_bytes(model, strip=True), b"")
+        if precision := model.metadata_props.get(PRECISION):
+            read.set_rt_info(precision, PRECISION.split("."))
+        openvino.save_model(read, str(temporary), False)
         for made, final in files:
             made.replace(final)
     except (ModelError, TargetError):

@@ -26,6 +26,10 @@ _ARITHMETIC = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePo
 _TOKEN = re.compile(r"(_token_\d+|_nhwc|/duplicated)+$")
 
 
+ENGINE_REFUSED = "engine-refused"
+"""Reason of a miss where the engine takes the model as a whole not."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """One fused call that lowering started from.
@@ -61,11 +65,13 @@ class Proof:
         planned: number of fused calls handed to the engine.
         fused: group to the engine's kernel.
         missed: the rest, each with a reason.
+        note: what limits the proof: where it was found, or why there is none.
     """
 
     planned: int = 0
     fused: dict[str, str] = field(default_factory=dict)
     missed: tuple[Miss, ...] = ()
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -73,6 +79,7 @@ class Proof:
             "planned": self.planned,
             "fused": len(self.fused),
             "missed": [asdict(m) for m in self.missed],
+            "note": self.note,
             "kernels": dict(sorted(self.fused.items())),
         }
 

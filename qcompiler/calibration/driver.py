@@ -6,27 +6,24 @@ the order in which they come back changes a bit of the result.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompiler.calibration.executors import Workers
+from qcompiler.calibration.feed_digests import FeedDigests, feed_digest
 from qcompiler.calibration.observe import Observer, Progress, blank, default_memory, length_of
+from qcompiler.calibration.shards import ModelNotFoundError, Remote, Shard, observe_remote, observe_shard
 from qcompiler.calibration.statistics import Parts, Statistics
-from qcompiler.engine import Array, Engine, Feeds
+from qcompiler.engine import Engine, Feeds
 from qcompiler.errors import CalibrationError, QCompilerError
-from qcompiler.ir.reader import read_model
-from qcompiler.ir.serialize import save_model
 
 Save = Callable[[Statistics, Mapping[int, str]], None]
 """Keeps a state to resume from: what was seen, and the digest of each feed that is in it."""
@@ -70,56 +67,26 @@ class Plan:
     stable: float | None = None
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A few feeds, their numbers over the whole run and their digests."""
-
-    indices: tuple[int, ...]
-    feeds: tuple[Feeds, ...]
-    digests: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Remote:
-    """A plan as another process gets it: the model is a file, or bytes where there is no shared disk.
-
-    The digest stands for the model and for the other fields.
-    """
-
-    digest: str
-    path: str
-    payload: bytes | None
-    names: tuple[str, ...]
-    engine: Engine
-    threads: int
-    memory: int | None
-    squares: tuple[str, ...]
-    parts: Mapping[str, Parts]
-
-
 @dataclass
 class Gathered:
     """The outcome of a run.
 
     Attributes:
         statistics: merged over all shards.
-        digests: digest of each feed by its number, 16 hex digits.
+        digests: digest of each feed by its number.
         stopped: whether the ranges were stable before the feeds ended.
         notes: what a user should know, such as workers that were lost.
     """
 
     statistics: Statistics
-    digests: dict[int, str]
+    digests: FeedDigests
     stopped: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
     def data_digest(self) -> str:
         """Return one digest of all feeds in their order."""
-        made = hashlib.blake2b(digest_size=16)
-        for index in sorted(self.digests):
-            made.update(f"{index}:{self.digests[index]};".encode())
-        return made.hexdigest()
+        return self.digests.together
 
 
 def gather(
@@ -137,8 +104,8 @@ def gather(
         plan: what is to be observed.
         feeds: read once, and no further ahead than the workers need.
         workers: where shards run.
-        resumed: a state that ``save`` kept; its feeds are read and compared, not run.
-        save: called now and then, and when the user interrupts.
+        resumed: a state that ``save`` kept; its feeds are read and compared, not run. Its statistics are used up.
+        save: called now and then, and when the user interrupts; where the run may stop early, at each check.
         progress: called with feeds done and, where known, their number.
 
     Raises:
@@ -158,18 +125,18 @@ class _Run:
         resumed: tuple[Statistics, Mapping[int, str]] | None,
     ) -> None:
         self.plan, self.workers, self.save, self.progress = plan, workers, save, progress
-        self.out = Gathered(blank(plan.names), {})
+        self.out = Gathered(blank(plan.names), FeedDigests())
         self.known: Mapping[int, str] = {}
         if resumed is not None:
-            self.out.statistics, self.known = blank(plan.names).merge(resumed[0]), dict(resumed[1])
-            self.out.digests |= resumed[1]
-        self.checked = self.out.statistics, dict(self.known)  # as of the latest check for stable ranges
+            self.out.statistics.take_in(resumed[0])
+            self.out.digests, self.known = FeedDigests(resumed[1]), resumed[1]
+        self.whole = True  # False while a shard is merged
         self.pending: dict[Future[Statistics], tuple[Shard, int, float]] = {}
         self.size = 1
         self.total: int | None = None
         self.saved_at = time.monotonic()
         self.stack = ExitStack()
-        self.remote: _Remote | None = None
+        self.remote: Remote | None = None
 
     def over(self, feeds: Iterable[Feeds]) -> Gathered:
         self.total = length_of(feeds)
@@ -187,7 +154,8 @@ class _Run:
             except BaseException:
                 for future in self.pending:
                     future.cancel()
-                self._keep(due=True)
+                if self.plan.stable is None:  # else it is as of the latest check, so that later checks come out alike
+                    self._keep()
                 raise
         if not self.out.statistics.feeds:
             raise CalibrationError("the calibration source is empty; give at least one feed")
@@ -223,7 +191,8 @@ class _Run:
                 if before is not None and self._stable(before, now):
                     self.out.stopped = True
                     return
-                before, self.checked = now, (self.out.statistics, dict(self.out.digests))
+                before = now
+                self._keep()
         if index < latest:
             raise CalibrationError(
                 f"the interrupted run saw sample {latest}, now there are {index + 1} samples: the data changed; run "
@@ -270,7 +239,7 @@ class _Run:
             if self.remote is None:
                 future = executor.submit(observe_shard, self.observer, shard)
             else:
-                future = executor.submit(_observe_remote, self.remote, shard)
+                future = executor.submit(observe_remote, self.remote, shard)
         except RuntimeError as error:  # broken, or shut down by its owner
             self._lost(shard, tries, error)
             return
@@ -290,8 +259,9 @@ class _Run:
                 found = future.result()
             except QCompilerError:
                 raise
-            except _ModelNotFoundError:
-                self._send_bytes()
+            except ModelNotFoundError:
+                if self.remote is not None:
+                    self.remote = self.remote.with_payload()
                 self._submit(shard, tries)
                 continue
             except Exception as error:  # an executor's own failure; the model's errors are QCompilerError
@@ -300,12 +270,16 @@ class _Run:
             self._merge(shard, found, began)
 
     def _merge(self, shard: Shard, found: Statistics, began: float) -> None:
-        self.out.statistics = self.out.statistics.merge(found)
-        self.out.digests |= zip(shard.indices, shard.digests, strict=True)
+        self.whole = False
+        self.out.statistics.take_in(found)
+        for index, digest in zip(shard.indices, shard.digests, strict=True):
+            self.out.digests.note(index, digest)
+        self.whole = True
         self._adapt(len(shard.feeds), time.monotonic() - began)
         if self.progress is not None:
             self.progress(self.out.statistics.feeds, self.total)
-        self._keep(time.monotonic() - self.saved_at > _SAVE_SECONDS)
+        if self.plan.stable is None and time.monotonic() - self.saved_at > _SAVE_SECONDS:
+            self._keep()
 
     def _adapt(self, feeds: int, seconds: float) -> None:
         """Let shards grow while they are short; waiting in the queue counts, so they grow late rather than early."""
@@ -334,86 +308,19 @@ class _Run:
             return
         self._submit(shard, tries + 1)
 
-    def _send_model(self, memory: int) -> _Remote:
+    def _send_model(self, memory: int) -> Remote:
         """Write the model where workers of this machine read it."""
         folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="qcompiler-"))
-        path = Path(folder) / "model.onnx"
-        save_model(self.plan.model, path)
         plan, share = self.plan, max(1, memory // self.workers.count)
-        engine = (plan.engine.name, plan.engine.version, plan.threads, share)
-        wanted = (plan.names, sorted(plan.squares), sorted(plan.parts.items(), key=str))
-        with path.open("rb") as file:
-            digest = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {engine} {wanted}"
-        return _Remote(
-            digest, str(path), None, tuple(plan.names), plan.engine, plan.threads, share, tuple(plan.squares),
+        return Remote(
+            str(Path(folder) / "model.onnx"), tuple(plan.names), plan.engine, plan.threads, share, tuple(plan.squares),
             dict(plan.parts),
-        )  # fmt: skip
-
-    def _send_bytes(self) -> None:
-        """Send the model itself from now on: the workers do not see this machine's disk."""
-        if self.remote is not None and self.remote.payload is None:
-            payload = Path(self.remote.path).read_bytes()
-            values = {**self.remote.__dict__, "payload": payload}
-            self.remote = _Remote(**values)
+        ).written(plan.model)  # fmt: skip
 
     # ---- the user ----------------------------------------------------------------------------------------------
 
-    def _keep(self, due: bool) -> None:
-        """Save what is merged so far; as of the latest check for stable ranges, so that later checks come out alike."""
-        if self.save is None or not due:
-            return
-        statistics, digests = self.checked if self.plan.stable is not None else (self.out.statistics, self.out.digests)
-        # An interrupt may have come between the two: what was saved before is whole.
-        if 0 < statistics.feeds == len(digests):
-            self.save(statistics, digests)
+    def _keep(self) -> None:
+        """Save what is merged so far; while a shard is merged, what was saved before is whole and stays."""
+        if self.save is not None and self.whole and self.out.statistics.feeds:
+            self.save(self.out.statistics, self.out.digests)
             self.saved_at = time.monotonic()
-
-
-def observe_shard(observer: Observer, shard: Shard) -> Statistics:
-    """Return what one shard gives."""
-    made = blank(())
-    for index, feed in zip(shard.indices, shard.feeds, strict=True):
-        observer.observe(feed, index, made)
-    return made
-
-
-class _ModelNotFoundError(Exception):
-    """The worker does not see the file that the model was written to."""
-
-
-def _observe_remote(remote: _Remote, shard: Shard) -> Statistics:
-    """Do one shard in another process, which keeps its sessions from shard to shard."""
-    if remote.payload is None and not Path(remote.path).is_file():
-        raise _ModelNotFoundError(remote.path)
-    return observe_shard(_observer(_Keyed(remote.digest, remote)), shard)
-
-
-@dataclass(frozen=True)
-class _Keyed:
-    """A remote plan that is equal to another of the same model."""
-
-    digest: str
-    remote: _Remote = field(compare=False)
-
-
-@lru_cache(maxsize=1)
-def _observer(keyed: _Keyed) -> Observer:
-    remote = keyed.remote
-    model = read_model(remote.payload if remote.payload is not None else remote.path)
-    return Observer(model, remote.names, remote.engine, remote.threads, remote.memory, remote.squares, remote.parts)
-
-
-def feed_digest(feed: Feeds) -> str:
-    """Return 16 hex digits that differ where names, types, shapes or numbers of a feed differ."""
-    made = hashlib.blake2b(digest_size=8)
-    for name in sorted(feed):
-        array: Array = np.asarray(feed[name])
-        made.update(f"{name}:{array.dtype}:{array.shape};".encode())
-        made.update(_bytes(array))
-    return made.hexdigest()
-
-
-def _bytes(array: Array) -> Any:
-    if array.dtype.kind == "O":
-        return repr(array.tolist()).encode()
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

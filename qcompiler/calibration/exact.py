@@ -6,6 +6,7 @@ integer additions (Kulisch's long accumulator; Kulisch and Miranker, SIAM Review
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,9 @@ _LOWEST = -352
 LIMBS = 22
 """Reach up to 2^(22 * 32 - 352) = 2^352, above any such sum (2^256 times the number of terms)."""
 _CARRY_AFTER = 1 << 28
+"""Terms after which limbs are brought into their one form: each adds less than 2^32 to a limb."""
+_FEW = 4
+"""Sums up to which adding one by one is faster than by arrays."""
 
 
 @dataclass
@@ -36,6 +40,8 @@ class ExactSums:
     def __post_init__(self) -> None:
         if self.limbs.size == 0:
             self.limbs = np.zeros((self.size, LIMBS), np.int64)
+        else:
+            self._pending = 1  # they may come from anywhere, in any form
 
     def add(self, terms: npt.NDArray[np.float64]) -> None:
         """Add one finite term to each sum; what a term has below 2^-352 is cut off.
@@ -43,6 +49,16 @@ class ExactSums:
         Args:
             terms: float64 [size], each below 2^300 in magnitude.
         """
+        if self.size <= _FEW:
+            for limbs, term in zip(self.limbs, terms.tolist(), strict=True):
+                _add_one(limbs, term)
+        else:
+            self._add_many(terms)
+        self._pending += 1
+        if self._pending >= _CARRY_AFTER:
+            self._carry()
+
+    def _add_many(self, terms: npt.NDArray[np.float64]) -> None:
         fraction, exponent = np.frexp(terms)
         mantissa = (fraction * 2.0**53).astype(np.int64)
         place = exponent.astype(np.int64) - 53 - _LOWEST
@@ -57,23 +73,28 @@ class ExactSums:
         self.limbs[rows, limb] += sign * (low & _MASK)
         self.limbs[rows, limb + 1] += sign * ((low >> _BITS) + (high & _MASK))
         self.limbs[rows, limb + 2] += sign * (high >> _BITS)
-        self._pending += 1
-        if self._pending >= _CARRY_AFTER:
-            self._carry()
 
     def _carry(self) -> None:
         """Bring every limb but the highest into [0, 2^32), the one form that equal sums share."""
+        if not self._pending:
+            return
         for index in range(LIMBS - 1):
             carried = self.limbs[:, index] >> _BITS  # floors, so that the rest is not negative
             self.limbs[:, index] &= _MASK
             self.limbs[:, index + 1] += carried
         self._pending = 0
 
+    def take_in(self, other: ExactSums) -> None:
+        """Add the sums of another, which is left alone."""
+        self.limbs += other.limbs
+        self._pending += max(1, other._pending)  # limbs in their one form are as large as those of one term
+        if self._pending >= _CARRY_AFTER:
+            self._carry()
+
     def merged(self, other: ExactSums) -> ExactSums:
         """Return the sums of both."""
-        self._carry()
-        other._carry()
-        made = ExactSums(self.size, self.limbs + other.limbs)
+        made = self.copy()
+        made.take_in(other)
         made._carry()
         return made
 
@@ -97,3 +118,17 @@ class ExactSums:
                 whole = (whole << _BITS) + limb
             made[row] = whole / (1 << -_LOWEST)
         return made
+
+
+def _add_one(limbs: npt.NDArray[np.int64], term: float) -> None:
+    """Add one term to one sum, [LIMBS], as `ExactSums._add_many` does."""
+    fraction, exponent = math.frexp(term)
+    mantissa, place = int(fraction * 2.0**53), exponent - 53 - _LOWEST
+    sign, size = (-1, -mantissa) if mantissa < 0 else (1, mantissa)
+    if place < 0:
+        size, place = size >> -place, 0
+    limb, shift = divmod(place, _BITS)
+    size <<= shift
+    limbs[limb] += sign * (size & _MASK)
+    limbs[limb + 1] += sign * (size >> _BITS & _MASK)
+    limbs[limb + 2] += sign * (size >> 2 * _BITS)

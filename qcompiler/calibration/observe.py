@@ -71,7 +71,7 @@ class Observer:
         """
 
         def sink(name: str, array: Array) -> None:
-            tensor = into.tensors.setdefault(name, TensorStatistics())
+            tensor = into.sketch(name)
             tensor.add(array, index, self._axes.get(name), squares=name in self.squares)
             if tensor.nans:
                 raise CalibrationError(_nan_text(name, index, feed))
@@ -97,7 +97,7 @@ def _add_parts(into: Statistics, name: str, array: Array, index: int, parts: Par
         raise CalibrationError(f"{name} has {array.ndim} axes; there is no axis {parts.axis} to cut")
     for number, start in enumerate(range(0, array.shape[parts.axis], parts.block)):
         taken = np.take(array, range(start, min(start + parts.block, array.shape[parts.axis])), parts.axis)
-        into.tensors.setdefault(part_name(name, number), TensorStatistics()).add(taken, index)
+        into.sketch(part_name(name, number)).add(taken, index)
 
 
 def observe(

@@ -1,7 +1,8 @@
-"""The NumPy truth: what every integer operation means, bit for bit.
+"""The NumPy truth: what every quantized operation means, bit for bit.
 
-Rounding is to nearest, ties to even, as QuantizeLinear specifies; accumulators are int64 so that none overflows here
-(an engine's int32 accumulator agrees as long as the true sum fits, which K <= 2**15 products of 8 bits guarantee).
+Rounding is to nearest, ties to even, as QuantizeLinear specifies, also to the small float formats, which saturate;
+accumulators are int64 so that none overflows here (an engine's int32 accumulator agrees as long as the true sum fits,
+which K <= 2**15 products of 8 bits guarantee).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.engine import Array
+from qcompiler.errors import CalibrationError
 from qcompiler.quant.spec import QuantParams, QuantSpec, affine_params
 
 Float = npt.NDArray[np.float32]
@@ -27,28 +29,62 @@ def along(values: npt.NDArray[Any], rank: int, axis: int | None) -> npt.NDArray[
     return values.reshape(shape)
 
 
-def quantize(x: Array, params: QuantParams) -> Int:
-    """Quantize float to integers: saturate(round_half_even(x / scale) + zero_point) (ONNX QuantizeLinear).
+def spread(values: npt.NDArray[Any], params: QuantParams, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Shape numbers per tensor, channel or block for broadcasting over a tensor.
+
+    Args:
+        values: one number per scale of ``params``.
+        params: whose axis and block they follow.
+        shape: the tensor's shape.
+
+    Raises:
+        CalibrationError: the number of blocks does not fit the tensor.
+    """
+    spec = params.spec
+    if not spec.block:
+        return along(values, len(shape), spec.axis)
+    assert spec.axis is not None  # QuantParams sees to it
+    axis = spec.axis % len(shape)
+    wanted = tuple(-(-n // spec.block) if i == axis else n for i, n in enumerate(shape))
+    if values.shape != wanted:
+        raise CalibrationError(
+            f"blocks of {spec.block} along axis {axis} of a tensor {shape} need scales of shape {wanted}; "
+            f"found {values.shape}"
+        )
+    cut = tuple(slice(n) if i == axis else slice(None) for i, n in enumerate(shape))
+    return np.repeat(values, spec.block, axis)[cut]
+
+
+def quantize(x: Array, params: QuantParams) -> Array:
+    """Quantize float numbers as ONNX QuantizeLinear does.
+
+    To integers: saturate(round_half_even(x / scale) + zero_point); to a float format: x / scale rounded to the nearest
+    number of the format, ties to the even mantissa, and saturated.
 
     Args:
         x: float array of any shape.
-        params: scale and zero point; per-axis numbers lie along ``params.spec.axis``.
+        params: scale and zero point; per-axis and per-block numbers lie along ``params.spec.axis``.
 
     Returns:
-        int64 array of x's shape, inside the format's range.
+        An array of x's shape inside the format's range: int64, or float32 numbers that the float format holds.
     """
-    scale = along(params.scale, x.ndim, params.spec.axis)
-    zero = along(params.zero_point, x.ndim, params.spec.axis)
+    scale = spread(params.effective, params, x.shape)
     low, high = params.spec.limits
+    if params.spec.storage.kind == "float":
+        ratio = np.clip(x.astype(np.float32) / scale.astype(np.float32), low, high)
+        return ratio.astype(params.spec.storage.dtype).astype(np.float32)
+    zero = spread(params.zero_point, params, x.shape)
     # The quotient is taken in float32, as engines do: a float64 one rounds other ties.
     scaled = np.rint(x.astype(np.float32) / scale.astype(np.float32)).astype(np.float64)
     return np.asarray(np.clip(scaled + zero, low, high), np.int64)
 
 
 def dequantize(q: npt.NDArray[Any], params: QuantParams) -> Float:
-    """Turn integers into float32: (q - zero_point) * scale (ONNX DequantizeLinear)."""
-    scale = along(params.scale, q.ndim, params.spec.axis)
-    zero = along(params.zero_point, q.ndim, params.spec.axis)
+    """Turn stored numbers into float32: (q - zero_point) * scale (ONNX DequantizeLinear)."""
+    scale = spread(params.effective, params, q.shape)
+    if params.spec.storage.kind == "float":
+        return np.asarray(q.astype(np.float32) * scale, np.float32)
+    zero = spread(params.zero_point, params, q.shape)
     return np.asarray((q.astype(np.int64) - zero).astype(np.float32) * scale, np.float32)
 
 
@@ -66,12 +102,26 @@ def requantize(accumulator: npt.NDArray[np.int64], multiplier: npt.ArrayLike, pa
 
 
 def weight_params(weight: Array, spec: QuantSpec) -> QuantParams:
-    """Find the parameters of a constant weight from its own largest values (round-to-nearest)."""
+    """Find the parameters of a constant weight from its own largest values (round-to-nearest).
+
+    A float16 or bfloat16 weight is taken as float32.
+    """
+    weight = weight.astype(np.float32) if weight.dtype != np.float64 else weight
+    if spec.block:
+        return affine_params(spec, *_block_extremes(weight, spec))
     axes = None if spec.axis is None else tuple(i for i in range(weight.ndim) if i != spec.axis)
     if weight.size == 0:
         count = () if spec.axis is None else (weight.shape[spec.axis],)
         return QuantParams(spec, np.ones(count, np.float32), np.zeros(count, np.int64))
     return affine_params(spec, weight.min(axis=axes), weight.max(axis=axes))
+
+
+def _block_extremes(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
+    """Return the smallest and largest number of each block along the axis; the last block may be short."""
+    assert spec.axis is not None
+    axis = spec.axis % weight.ndim
+    starts = np.arange(0, weight.shape[axis], spec.block)
+    return np.minimum.reduceat(weight, starts, axis), np.maximum.reduceat(weight, starts, axis)
 
 
 def fit_bias(weight: QuantParams, x_scale: float, bias: Float, weight_is_zero: npt.NDArray[np.bool_]) -> QuantParams:

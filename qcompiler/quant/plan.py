@@ -9,11 +9,11 @@ from typing import Any, Literal
 from qcompiler.errors import PassError
 from qcompiler.quant.spec import QuantSource, QuantSpec
 
-Form = Literal["float", "static", "static-float", "dynamic"]
-"""How a fusion group computes: in float; on integers with a quantized output; on integers with a float output;
-on integers with the input's scale found at run time and a float output."""
+Form = Literal["float", "static", "static-float", "dynamic", "weight-only"]
+"""How a fusion group computes: in float; on quantized data with a quantized output; on quantized data with a float
+output; the same with the input's scales found at run time; in float on a weight that is stored quantized."""
 
-FORMS: tuple[Form, ...] = ("float", "static", "static-float", "dynamic")
+FORMS: tuple[Form, ...] = ("float", "static", "static-float", "dynamic", "weight-only")
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,17 @@ class QuantSpec:
 
     Attributes:
         format: name of the storage format.
-        axis: None is one scale per tensor, else one per index of this axis.
+        axis: None is one scale per tensor, else one per index of this axis, or per block along it.
         symmetric: zero point 0 (signed) if true.
         dynamic: scale found at run time.
         narrow: symmetric range [-qmax, qmax] (weights), so that negation is exact.
         bits: bits of the range that is used, 0 for all that the format has.
+        block: elements along ``axis`` that share one scale; 0 is all of them. Scales then have the tensor's shape, with
+            ``ceil(size / block)`` along ``axis``.
+        scale_format: format of block scales: ``float8e4m3fn`` (with one float32 scale above them), ``float8e8m0``
+            (powers of two); empty for float32.
+        pair_safe: scales are such that no pair of neighbouring products can saturate 16 bits
+            (`qcompiler.quant.saturation`).
     """
 
     format: str
@@ -33,11 +39,16 @@ class QuantSpec:
     dynamic: bool = False
     narrow: bool = False
     bits: int = 0
+    block: int = 0
+    scale_format: str = ""
+    pair_safe: bool = False
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Return the smallest and largest integer that quantization may produce."""
+        """Return the smallest and largest stored number that quantization may produce."""
         storage = self.storage
+        if storage.kind == "float":
+            return storage.qmin, storage.qmax
         high = storage.qmax if not self.bits else (1 << (self.bits - 1)) - 1 if storage.signed else (1 << self.bits) - 1
         low = storage.qmin if not self.bits else -high - 1 if storage.signed else 0
         return (-high if self.narrow and storage.signed else low), high
@@ -74,13 +85,16 @@ class QuantParams:
 
     Attributes:
         spec: what was wanted.
-        scale: float32, shape [] per tensor or [channels] per axis, all > 0 and finite.
-        zero_point: int64 of the same shape, inside the format's range.
+        scale: float32, shape [] per tensor, [channels] per axis, or the tensor's shape with one number per block along
+            the axis; all > 0 and finite. In the grid of ``spec.scale_format`` if there is one.
+        zero_point: int64 of the same shape, inside the format's range; 0 for float formats.
+        outer: the one scale above block scales that are stored as float8e4m3fn; 1 otherwise.
     """
 
     spec: QuantSpec
     scale: npt.NDArray[np.float32]
     zero_point: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((), np.int64))
+    outer: float = 1.0
 
     def __post_init__(self) -> None:
         """Check shapes, signs and ranges.
@@ -93,8 +107,22 @@ class QuantParams:
             raise CalibrationError(f"scale {self.scale.shape} and zero point {self.zero_point.shape} differ in shape")
         if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise CalibrationError("a scale is not a positive finite number")
+        if storage.scales_only:
+            raise CalibrationError(f"{storage.name} holds scales only; no tensor can be stored in it")
+        if storage.kind == "float" and self.zero_point.any():
+            raise CalibrationError(f"{storage.name} has no zero point; found one that is not 0")
+        if self.spec.block and (self.spec.axis is None or not self.scale.ndim):
+            raise CalibrationError(
+                f"blocks of {self.spec.block} need an axis and one scale per block; found axis {self.spec.axis} and "
+                f"scales of shape {self.scale.shape}"
+            )
         if (self.zero_point < storage.qmin).any() or (self.zero_point > storage.qmax).any():
             raise CalibrationError(f"a zero point lies outside {storage.name}")
+
+    @property
+    def effective(self) -> npt.NDArray[np.float32]:
+        """Return the scales that elements are multiplied by: ``scale`` times ``outer``, in float32."""
+        return self.scale if self.outer == 1.0 else (self.scale * np.float32(self.outer)).astype(np.float32)
 
 
 class RangeSource(Protocol):
@@ -124,10 +152,12 @@ def affine_params(spec: QuantSpec, low: npt.ArrayLike, high: npt.ArrayLike) -> Q
 
     Args:
         spec: wanted form.
-        low: smallest value, [] or [channels].
+        low: smallest value, [], [channels], or one per block.
         high: largest value, same shape.
     """
     storage = spec.storage
+    if storage.kind == "float":
+        return _float_params(spec, np.maximum(np.abs(low), np.abs(high)).astype(np.float64))
     lo = np.minimum(np.asarray(low, np.float64), 0.0)
     hi = np.maximum(np.asarray(high, np.float64), 0.0)
     tiny = float(np.finfo(np.float32).tiny)
@@ -142,6 +172,41 @@ def affine_params(spec: QuantSpec, low: npt.ArrayLike, high: npt.ArrayLike) -> Q
         scale = np.maximum(scale, tiny)
         zero = np.clip(np.rint(storage.qmin - lo / scale), storage.qmin, storage.qmax).astype(np.int64)
     return QuantParams(spec, np.maximum(scale, tiny).astype(np.float32), zero)
+
+
+def _float_params(spec: QuantSpec, reach: npt.NDArray[np.float64]) -> QuantParams:
+    """Return the scales that bring the largest magnitudes (``reach``) to the ends of a float format.
+
+    Block scales in float8e8m0 follow the OCP Microscaling specification 1.0, section 6.3: 2 to the power of
+    floor(log2(largest magnitude)) - emax, where emax is the exponent of the element format's largest number. Those in
+    float8e4m3fn (NVFP4) are themselves quantized, under one float32 scale: largest magnitude / (6 x 448).
+    """
+    zero, most = np.zeros(reach.shape, np.int64), spec.storage.qmax
+    tiny = float(np.finfo(np.float32).tiny)
+    if spec.scale_format == "float8e8m0":
+        emax = int(np.floor(np.log2(most)))
+        exponent = np.floor(np.log2(np.maximum(reach, 2.0**-120))) - emax
+        scale = np.where(reach > 0, np.exp2(np.clip(exponent, -126, 127)), 1.0)
+        return QuantParams(spec, scale.astype(np.float32), zero)
+    if spec.scale_format == "float8e4m3fn":
+        grid = FORMATS["float8e4m3fn"]
+        outer = outer_scale(spec, float(reach.max(initial=0.0)))
+        wanted = (reach / most / np.float64(outer)).astype(np.float32)
+        # The least positive number of the grid: a scale of 0 would be no scale.
+        stored = np.clip(wanted, 2.0**-9, grid.qmax).astype(grid.dtype).astype(np.float32)
+        return QuantParams(spec, np.where(reach > 0, stored, np.float32(1.0)), zero, float(outer))
+    if spec.scale_format:
+        raise CalibrationError(
+            f"scales cannot be stored as {spec.scale_format}; expected float8e4m3fn, float8e8m0 or none"
+        )
+    scale = np.where(reach > 0, np.maximum(reach / most, tiny), 1.0)
+    return QuantParams(spec, scale.astype(np.float32), zero)
+
+
+def outer_scale(spec: QuantSpec, reach: float) -> np.float32:
+    """Return the one scale above block scales in float8e4m3fn: the largest magnitude over both formats' largest."""
+    most = spec.storage.qmax * FORMATS["float8e4m3fn"].qmax
+    return np.float32(max(reach / most, float(np.finfo(np.float32).tiny)) if reach > 0 else 1.0)
 
 
 def fixed_params(spec: QuantSpec, source: QuantSource) -> QuantParams:

@@ -20,7 +20,7 @@ class Override:
 
     Attributes:
         match: shell-style pattern on the group's name (``/encoder/*/MatMul``).
-        form: float, static, static-float or dynamic; None leaves the choice open.
+        form: float, static, static-float, dynamic or weight-only; None leaves the choice open.
         estimator: range estimator of the group's activations; None is the recipe's.
     """
 
@@ -36,6 +36,8 @@ class Recipe:
     Attributes:
         name: as given to ``--recipe``.
         doc: one sentence.
+        scheme: name of the target's scheme: the formats of activations and weights (int8, fp8, int4-weights...).
+        block: elements of K that share one weight scale, where the scheme has blocks; 0 is the scheme's own size.
         choose: whether forms are chosen by measurement (otherwise by the forms below).
         convolution: form of convolutions.
         matmul: form of MatMul and Gemm with constant weights.
@@ -51,6 +53,8 @@ class Recipe:
 
     name: str
     doc: str = ""
+    scheme: str = "int8"
+    block: int = 0
     choose: bool = False
     convolution: Form = "static"
     matmul: Form = "dynamic"
@@ -114,6 +118,8 @@ def parse_recipe(text: str, name: str) -> Recipe:
         # bool is an int, but no number; a whole number is a fine float.
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise PassError(f"recipe {name}: {key} is {value!r}; expected a {kind.__name__}")
+    if (block := data.get("block", 0)) < 0 or block & (block - 1):
+        raise PassError(f"recipe {name}: block is {block}; expected a power of two, or 0 for the scheme's own size")
     for key in ("convolution", "matmul", "recurrent"):
         if data.get(key, "float") not in FORMS:
             raise PassError(f"recipe {name}: {key} is {data[key]!r}; expected one of {', '.join(FORMS)}")

@@ -1,4 +1,4 @@
-"""Read a dump folder and show it in a terminal."""
+"""Read a dump folder: its passes, their graphs, and what they said."""
 
 from __future__ import annotations
 
@@ -9,15 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from qcompiler.errors import QCompilerError
-from qcompiler.pipeline.contract import Lossy
-from qcompiler.pipeline.instruments.dump import DUMP_FORMAT, INDEX_FILE, TIMES_FILE
-
-_MAX_OPS = 6
+from qcompiler.pipeline.instruments.dump import DUMP_FORMAT, INDEX_FILE, STATISTICS_FILE, TIMES_FILE
+from qcompiler.quant.plan import QuantPlan
 
 
 class DumpError(QCompilerError):
@@ -138,10 +132,18 @@ class Dump:
         Raises:
             DumpError: there is no such stage, or its file is missing.
         """
+        return self._file(self.last_changed(number), ".ir")
+
+    def last_changed(self, number: int) -> Stage:
+        """Return the stage whose files hold the graph of this one.
+
+        Raises:
+            DumpError: there is no such stage.
+        """
         stage = self.stage(number)
         while not stage.changed and stage.number:
             stage = self.stages[stage.number - 1]
-        return self._file(stage, ".ir")
+        return stage
 
     def diff(self, number: int) -> str:
         """Return what a pass changed as a unified diff; empty if it changed nothing.
@@ -155,22 +157,56 @@ class Dump:
     def remarks(self, number: int) -> list[dict[str, Any]]:
         """Return the remarks that a pass made, as dictionaries with the fields of `Remark`."""
         stage = self.stage(number)
-        if not stage.remarks:
-            return []
-        made = json.loads(self._file(stage, ".remarks.json"))
+        made = self._data(stage, ".remarks.json") if stage.remarks else []
         return made if isinstance(made, list) else []
+
+    def rules(self, number: int) -> list[dict[str, Any]]:
+        """Return the rule applications of a pass: ``rule``, ``node``, ``origins``; none in dumps of old."""
+        made = self._data(self.stage(number), ".rules.json", optional=True)
+        return made if isinstance(made, list) else []
+
+    def figures(self, number: int) -> dict[str, dict[str, Any]]:
+        """Return ``error`` and ``sqnr_db`` by value that a pass computes differently; empty if nothing was measured."""
+        made = self._data(self.stage(number), ".figures.json", optional=True)
+        return made if isinstance(made, dict) else {}
+
+    def plan(self, number: int) -> QuantPlan | None:
+        """Return the plan that a pass made or changed, None if it did not touch it.
+
+        Raises:
+            DumpError: the plan's file is damaged.
+        """
+        path = self.folder / f"{self.stage(number).name}.plan.json"
+        if not path.is_file():
+            return None
+        try:
+            return QuantPlan.from_json(path.read_text(encoding="utf-8"))
+        except (QCompilerError, OSError, ValueError) as error:
+            raise DumpError(f"{path} is damaged: {error}") from error
+
+    def points(self, number: int) -> dict[str, dict[str, Any]]:
+        """Return the points of the plan with scale, zero point and provenance, where a pass changed the plan."""
+        made = self._data(self.stage(number), ".points.json", optional=True)
+        return made if isinstance(made, dict) else {}
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Return what calibration saw, by value name; empty if the dump has none."""
+        path = self.folder / STATISTICS_FILE
+        made = _read_json(path) if path.is_file() else {}
+        return made if isinstance(made, dict) else {}
 
     def model_path(self, number: int) -> Path:
         """Return the ONNX file of a stage, which Netron opens; that of an unchanged stage is the last that changed."""
-        stage = self.stage(number)
-        while not stage.changed and stage.number:
-            stage = self.stages[stage.number - 1]
-        return self.folder / f"{stage.name}.onnx"
+        return self.folder / f"{self.last_changed(number).name}.onnx"
 
     @cached_property
     def failed(self) -> Stage | None:
         """Return the stage that failed, if one did."""
         return next((s for s in self.stages if s.error), None)
+
+    def _data(self, stage: Stage, suffix: str, *, optional: bool = False) -> Any:
+        path = self.folder / (stage.name + suffix)
+        return None if optional and not path.is_file() else _read_json(path)
 
     def _file(self, stage: Stage, suffix: str) -> str:
         path = self.folder / (stage.name + suffix)
@@ -178,6 +214,15 @@ class Dump:
             return path.read_text(encoding="utf-8")
         except OSError as error:
             raise DumpError(f"the dump is incomplete: cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DumpError(f"the dump is incomplete: cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DumpError(f"{path} is damaged: {error}") from error
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
@@ -237,131 +282,3 @@ def _numerics(data: dict[str, Any]) -> StageNumerics:
         {name: float(db) for name, db in data["sqnr_db"].items()},
         data["unchecked"],
     )
-
-
-# ---- showing ------------------------------------------------------------------------------------------------------
-
-
-def render(dump: Dump, console: Console) -> None:
-    """Print the table of passes: time, changes, nodes, operator counts, error."""
-    console.print(Text(f"target {dump.target}   " + "   ".join(f"{k} {v}" for k, v in sorted(dump.versions.items()))))
-    console.print(Text(f"pipeline {dump.pipeline}", overflow="fold"))
-    timed = any(s.seconds is not None for s in dump.stages)
-    measured = any(s.numerics is not None for s in dump.stages)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("pass", overflow="fold")
-    table.add_column("phase")
-    if timed:
-        table.add_column("ms", justify="right")
-    table.add_column("changes", justify="right")
-    table.add_column("nodes", justify="right")
-    table.add_column("weights", justify="right")
-    if measured:
-        table.add_column("SQNR dB", justify="right")
-        table.add_column("contract")
-    table.add_column("operators")
-    for stage in dump.stages:
-        row = [Text(str(stage.number)), _name(stage), Text(stage.phase)]
-        if timed:
-            row.append(Text("" if stage.seconds is None else f"{stage.seconds * 1000:.1f}"))
-        row += [Text(str(stage.changes) if stage.text is not None else ""), _nodes(dump, stage), _bytes(stage)]
-        if measured:
-            row += _error(stage)
-        table.add_row(*row, _ops(dump, stage), style="" if stage.changed else "dim")
-    console.print(table)
-    if dump.failed is not None:
-        console.print(Text(f"failed: {dump.failed.error}", style="red"))
-
-
-def render_diff(dump: Dump, number: int, console: Console) -> None:
-    """Print what one pass changed, coloured.
-
-    Raises:
-        DumpError: there is no such stage.
-    """
-    diff = dump.diff(number)
-    if not diff:
-        console.print(Text(f"stage {dump.stage(number).name} changed nothing"))
-        return
-    for line in diff.splitlines():
-        console.print(Text(line, style=_diff_style(line)), soft_wrap=True)
-
-
-def render_stage(dump: Dump, number: int, console: Console) -> None:
-    """Print the graph of one stage.
-
-    Raises:
-        DumpError: there is no such stage.
-    """
-    console.print(Text(dump.text(number).rstrip("\n")), soft_wrap=True)
-
-
-def render_remarks(dump: Dump, number: int, console: Console) -> None:
-    """Print the remarks of one pass, one line each.
-
-    Raises:
-        DumpError: there is no such stage.
-    """
-    for remark in dump.remarks(number):
-        mark = Text("done " if remark["done"] else "left ", style="green" if remark["done"] else "yellow")
-        rule = f" [{remark['rule']}]" if remark["rule"] else ""
-        console.print(mark + Text(f"{remark['node']}{rule} {remark['reason']}: {remark['text']}"), soft_wrap=True)
-
-
-def _diff_style(line: str) -> str:
-    if line.startswith(("---", "+++")):
-        return "bold"
-    return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
-
-
-def _name(stage: Stage) -> Text:
-    if stage.text is None:
-        return Text("(input)")
-    return Text(stage.text + (" FAILED" if stage.error else ""), style="red" if stage.error else "")
-
-
-def _nodes(dump: Dump, stage: Stage) -> Text:
-    before = dump.before(stage)
-    if before is None or before.nodes == stage.nodes:
-        return Text(str(stage.nodes))
-    return Text(f"{before.nodes} -> {stage.nodes}")
-
-
-def _bytes(stage: Stage) -> Text:
-    size = stage.weight_bytes
-    return Text(f"{size / 1e6:.2f} MB" if size >= 10_000 else f"{size} B")
-
-
-def _error(stage: Stage) -> list[Text]:
-    figures = stage.numerics
-    if figures is None:
-        return [Text(""), Text("")]
-    if figures.unchecked:
-        return [Text(""), Text(f"not checked: {figures.unchecked}", style="yellow")]
-    least = figures.least_sqnr_db
-    if figures.violations:
-        return [_db(least), Text(f"{figures.contract} broken at {', '.join(figures.violations)}", style="red")]
-    return [_db(least), Text(figures.contract + _worst(figures))]
-
-
-def _worst(figures: StageNumerics) -> str:
-    if figures.worst_error == 0:
-        return ""
-    if figures.contract == str(Lossy()):  # without a bound the error only counts elements
-        return f", worst {figures.worst_sqnr_db:.1f} dB at {figures.worst_value}"
-    return f", worst {figures.worst_error:.2g} at {figures.worst_value}"
-
-
-def _db(value: float | None) -> Text:
-    return Text("" if value is None else "equal" if value == math.inf else f"{value:.1f}")
-
-
-def _ops(dump: Dump, stage: Stage) -> Text:
-    if stage.text is None:
-        most = sorted(stage.ops, key=lambda op: (-stage.ops[op], op))
-        shown = [f"{op} {stage.ops[op]}" for op in most]
-    else:
-        shown = [f"{op} {count:+d}" for op, count in dump.ops_changed(stage).items()]
-    more = f" ... {len(shown) - _MAX_OPS} more" if len(shown) > _MAX_OPS else ""
-    return Text("  ".join(shown[:_MAX_OPS]) + more)

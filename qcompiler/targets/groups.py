@@ -157,18 +157,17 @@ def _activation(value: ir.Value, target: Target) -> ir.Node | None:
 def _refusals(node: ir.Node, row: OpRow, target: Target) -> Iterator[tuple[str, str, str]]:
     """Yield (form, reason code, sentence) for each form the table offers but this node cannot have."""
     for form in row.forms:
-        reason = _refusal(node, row, form)
+        reason = _refusal(node, row, form, target)
         if reason is not None:
             yield form, *reason
 
 
-def _refusal(node: ir.Node, row: OpRow, form: str) -> tuple[str, str] | None:
+def _refusal(node: ir.Node, row: OpRow, form: str, target: Target) -> tuple[str, str] | None:
     output = next((v for v in node.outputs if v.name), node.outputs[0])  # an LSTM may leave out its first output
     if output.dtype != ir.DataType.FLOAT:
-        kind = "of unknown type" if output.dtype is None else output.dtype.name.lower()
-        return "not-float32", f"the output is {kind}; integer kernels need float32"
+        return "not-float32", f"the output is {_type(output)}; integer kernels need float32"
     if row.kind == "weighted":
-        return _weighted_refusal(node, row)
+        return _weighted_refusal(node, row, form) or _size_refusal(node, row) or _block_refusal(node, target)
     if row.kind == "recurrent":
         return _recurrent_refusal(node, row)
     if node.op_type == "Resize":
@@ -196,20 +195,23 @@ def _finite(value: ir.Value | None) -> bool:
     return array is None or array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
-def _weighted_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:
+def _weighted_refusal(node: ir.Node, row: OpRow, form: str) -> tuple[str, str] | None:
     weight = node.inputs[row.weight] if row.weight < len(node.inputs) else None
     if weight is None or not is_const(weight):
         return "weight-not-constant", f"input {row.weight} is not a constant, so it cannot be quantized ahead of time"
-    if is_const(node.inputs[0]):
+    data = [node.inputs[i] for i in row.data or (0,) if i < len(node.inputs)]
+    if all(is_const(v) for v in data):
         return "constant", "the data input is a constant"
     shape = shape_of(weight)
     assert shape is not None
-    if node.op_type in ("MatMul", "Gemm") and len(shape) != 2:
+    if node.op_type in ("MatMul", "Gemm", "Gather") and len(shape) != 2:
         return "weight-rank", f"the weight has rank {len(shape)}; integer kernels take a matrix"
+    if node.op_type == "Gather" and attr_int(node, "axis", 0) != 0:
+        return "gather-axis", "the table is not gathered by rows"
     if node.op_type == "Gemm" and not _plain_gemm(node):
         text = "alpha, beta or a transposition is left; canonicalize folds them where the inputs are constants"
         return "gemm-form", text
-    if 0 < row.bias < len(node.inputs) and node.inputs[row.bias] is not None:
+    if form != "weight-only" and 0 < row.bias < len(node.inputs) and node.inputs[row.bias] is not None:
         bias = node.inputs[row.bias]
         columns = shape[-1] if node.op_type == "Gemm" else shape[0]
         if not is_const(bias):
@@ -217,10 +219,63 @@ def _weighted_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:
         array = const_array(bias)
         if array is not None and (array.ndim == 0 or array.shape[-1] != columns or array.size != columns):
             return "bias-shape", f"the bias has shape {array.shape}, not one number per output channel"
-    reduced = reduce_length(node)
+    return None
+
+
+def _size_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:
+    """Return why the sizes of a weighted operator keep it in float, or None."""
+    reduced, columns = reduce_length(node), output_columns(node)
     if reduced is not None and reduced < row.min_reduce:
         return "too-small", f"each output sums {reduced} products, below {row.min_reduce} integers cannot win"
+    if columns is not None and columns < row.min_columns:
+        return "too-few-columns", f"the weight has {columns} output columns, below {row.min_columns} it cannot win"
+    if row.multiple_of and not all(n is None or n % row.multiple_of == 0 for n in (reduced, columns)):
+        text = f"the weight reduces {reduced} and gives {columns}; the kernel needs multiples of {row.multiple_of}"
+        return "not-multiple", text
     return None
+
+
+def _block_refusal(node: ir.Node, target: Target) -> tuple[str, str] | None:
+    """Return why the weight cannot be cut into the target's blocks, or None."""
+    if not target.block:
+        return None
+    axis = block_axis(node)
+    if axis is None:
+        return "block-form", f"{node.op_type} has no weight in blocks; its kernels take one scale per channel"
+    if block_of(target, node) is not None:
+        return None
+    sizes = ", ".join(map(str, dict.fromkeys((target.block, *target.blocks))))
+    return "block-size", f"the weight has {reduce_length(node)} numbers along K, which blocks of {sizes} do not divide"
+
+
+def block_axis(node: ir.Node) -> int | None:
+    """Return the axis of a weight along which blocks lie (K of a product, the rows of a table), None if it has none."""
+    return {"MatMul": 0, "Gemm": 0, "Gather": 1}.get(node.op_type)
+
+
+def block_of(target: Target, node: ir.Node) -> int | None:
+    """Return the block size that a node's weight takes: the target's, or the first of its others that divides K.
+
+    Returns None if the target has no blocks, or none that divides K.
+    """
+    length = reduce_length(node)
+    if not target.block or length is None or block_axis(node) is None:
+        return None
+    others = (b for b in target.blocks if b < target.block)
+    return next((b for b in (target.block, *others) if b and length % b == 0), None)
+
+
+def output_columns(node: ir.Node) -> int | None:
+    """Return how many channels or columns a weighted operator gives, or None if unknown."""
+    shape = shape_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if not shape or node.op_type not in ("Conv", "MatMul", "Gemm"):
+        return None
+    columns = shape[0] if node.op_type == "Conv" else shape[-1]
+    return columns if isinstance(columns, int) else None
+
+
+def _type(value: ir.Value) -> str:
+    return "of unknown type" if value.dtype is None else value.dtype.name.lower()
 
 
 def _plain_gemm(node: ir.Node) -> bool:
@@ -262,13 +317,19 @@ def _resize_refusal(node: ir.Node) -> tuple[str, str] | None:
 
 
 def reduce_length(node: ir.Node) -> int | None:
-    """Return how many products one output element of Conv, MatMul or Gemm sums, or None if unknown."""
-    shape = shape_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    """Return how many products one output element of Conv, MatMul or Gemm sums, or None if unknown.
+
+    Of a Gather it is the length of a row.
+    """
+    weight = 0 if node.op_type == "Gather" else 1
+    shape = shape_of(node.inputs[weight]) if len(node.inputs) > 1 else None
     if shape is None or not all(isinstance(d, int) for d in shape):
         return None
     sizes = [d for d in shape if isinstance(d, int)]
     if node.op_type == "Conv":
         return int(np.prod(sizes[1:]))
+    if node.op_type == "Gather":
+        return sizes[-1] if sizes else None
     if node.op_type in ("MatMul", "Gemm") and len(sizes) >= 2:
         return sizes[-2]
     return None

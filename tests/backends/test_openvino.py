@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import onnx
 import pytest
 
 import qcompiler
-from qcompiler.backends.catalog import engine_of, open_backend
+from qcompiler.backends.catalog import engine_backend, engine_of
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.openvino import OvEngine, holds, save_openvino
 from qcompiler.backends.openvino_proof import prove_layers
 from qcompiler.backends.readback import Planned, planned_fusions
 from qcompiler.calibration.statistics import Statistics
-from qcompiler.compiler import CompiledModel
+from qcompiler.compiled import CompiledModel
 from qcompiler.engine import Array, EngineOptions
 from qcompiler.errors import CalibrationError, ModelError, TargetError
 from qcompiler.ir.importer import import_model
@@ -169,28 +170,54 @@ def test_a_feed_that_does_not_fit_is_told() -> None:
         runner.run({"nonsense": np.zeros((1, 3, 16, 16), F)})
 
 
-def test_without_the_package_the_target_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.import_module
+CNN = synthetic.residual_cnn
+CNN_FEEDS = feeds_of({"x": (2, 3, 16, 16)}, 4)
+
+
+def _without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, load = importlib.util.find_spec, importlib.import_module
 
     def absent(name: str, package: str | None = None) -> Any:
         if name == "openvino":
             raise ImportError(name)
-        return real(name, package)
+        return load(name, package)
 
     monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == "openvino" else find(name))
+
+
+def test_without_the_package_what_needs_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _without_openvino(monkeypatch)
+    made = qcompiler.compile(synthetic.residual_cnn(), target="openvino", calibration=CNN_FEEDS)
     for call in (
-        lambda: open_backend("openvino"),
-        lambda: qcompiler.compile(synthetic.residual_cnn(), target="openvino", random_calibration=1),
-        lambda: save_openvino(import_model(synthetic.residual_cnn()), Path("x.xml"), "openvino"),
+        lambda: engine_backend("openvino"),
+        lambda: save_openvino(import_model(synthetic.residual_cnn()), tmp_path / "x.xml"),
+        lambda: made.save(tmp_path / "x.xml"),
     ):
         with pytest.raises(TargetError, match=r'pip install "qcompiler\[openvino\]"'):
             call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_package_the_target_is_lowered_and_checked_on_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _without_openvino(monkeypatch)
+    made = qcompiler.compile(synthetic.residual_cnn(), target="openvino", calibration=CNN_FEEDS)
+    assert made.report.proof.planned >= 3
+    assert made.report.proof.note == 'OpenVINO is not installed: pip install "qcompiler[openvino]"'
+    assert made.report.speedup is None
+    assert made.report.quality is not None
+    assert made.report.quality.worst > 20.0
+    assert any("has no engine on this machine" in w for w in made.report.warnings)
+    (path, record) = made.save(tmp_path / "x.onnx").files
+    assert (path.name, record.name) == ("x.onnx", "x.decisions.json")
+    assert engine_of(path) == "openvino"
 
 
 # ---- what it executes ----------------------------------------------------------------------------------------------
-
-CNN = synthetic.residual_cnn
-CNN_FEEDS = feeds_of({"x": (2, 3, 16, 16)}, 4)
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +359,7 @@ def test_the_session_is_openvinos_own_object(cnn: CompiledModel) -> None:
 
 def test_an_xml_of_a_model_for_another_engine_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     made = qcompiler.compile(CNN(), calibration=CNN_FEEDS, guard=False)
-    with pytest.raises(TargetError, match="is OpenVINO's form, but the model was compiled for onnxruntime"):
+    with pytest.raises(TargetError, match=r"asks for openvino.s own form, but the model was compiled for onnxruntime"):
         made.save(tmp_path / "m.xml")
     assert list(tmp_path.iterdir()) == []
 

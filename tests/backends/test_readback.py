@@ -86,4 +86,4 @@ def test_groups_in_bodies_are_planned_and_proven():
 
 def test_nothing_planned_is_proven_at_once():
     proof = prove([], graph(QCONV, "conv"))
-    assert proof.to_dict() == {"planned": 0, "fused": 0, "missed": [], "kernels": {}}
+    assert proof.to_dict() == {"planned": 0, "fused": 0, "missed": [], "note": "", "kernels": {}}

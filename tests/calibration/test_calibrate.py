@@ -187,6 +187,19 @@ class TestReuse:
         assert place.output.read_bytes() == written
         assert as_bytes(second.statistics, place.folder) == as_bytes(first.statistics, place.folder)
 
+    def test_ranges_for_people_are_those_of_the_estimators_that_are_wanted_now(self, place: Place) -> None:
+        place.run(estimators=("min-max",))
+        whole = load_qcal(place.output)
+        done, ran = place.run(estimators=("percentile:99", "min-max"))
+        assert (done.reused, ran) == (True, 0)
+        again = load_qcal(place.output)
+        assert {e for by in again.ranges.values() for e in by} == {"percentile:99", "min-max"}
+        assert again.ranges["x"]["percentile:99"] == done.statistics.range("x", "percentile:99")
+        assert as_bytes(again.statistics, place.folder) == as_bytes(whole.statistics, place.folder)
+        written = place.output.read_bytes()
+        place.run(estimators=("min-max", "percentile:99"))
+        assert place.output.read_bytes() == written
+
     def test_new_weights_are_calibrated(self, place: Place) -> None:
         place.run()
         done, ran = place.run(mlp(5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,12 +18,15 @@ import numpy as np
 import pytest
 
 from qcompiler.backends.onnxruntime import OrtEngine
-from qcompiler.calibration import driver, statistics
-from qcompiler.calibration.driver import Shard, feed_digest, gather, observe_shard
+from qcompiler.calibration import driver, recent_extremes, shards
+from qcompiler.calibration.driver import gather
 from qcompiler.calibration.executors import Workers, open_workers
+from qcompiler.calibration.feed_digests import feed_digest
 from qcompiler.calibration.observe import Observer, observe
 from qcompiler.calibration.qcal import Journal, read_journal, write_journal
-from qcompiler.calibration.statistics import Parts, Statistics, merge_all, part_name
+from qcompiler.calibration.recent_extremes import RECENT
+from qcompiler.calibration.shards import Shard, observe_shard
+from qcompiler.calibration.statistics import HALF_BINS, Parts, Statistics, TensorStatistics, merge_all, part_name
 from qcompiler.engine import Feeds
 from qcompiler.errors import CalibrationError
 from tests.calibration.sharing import (
@@ -90,7 +94,7 @@ class TestSharing:
             assert as_bytes(share(executor, of=small).statistics, tmp_path) == undisturbed
 
     def test_more_feeds_than_are_kept_one_by_one(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(statistics, "RECENT", 5)
+        monkeypatch.setattr(recent_extremes, "RECENT", 5)
         one = share("inline").statistics
         late = Late(4)
         assert as_bytes(share(late).statistics, tmp_path) == as_bytes(one, tmp_path)
@@ -164,6 +168,28 @@ class TestReadingAhead:
         assert {len(shard.feeds) for _, shard in executor.calls} == {1, 2}
 
 
+class TestMemory:
+    def test_it_does_not_grow_with_the_number_of_feeds(self) -> None:
+        """What arrays hold between two shards after 50 feeds is what they hold after any number."""
+        only_arrays = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+        held: list[int] = []
+
+        def note(done: int, _: int | None) -> None:
+            if done == 1500 or (done >= 50 and not held):
+                traces = tracemalloc.take_snapshot().filter_traces([only_arrays]).traces
+                held.append(sum(trace.size for trace in traces))
+
+        given = feeds()
+        tracemalloc.start()
+        try:
+            share("inline", (given[i % 40] for i in range(1500)), progress=note)
+        finally:
+            tracemalloc.stop()
+        early, late = held
+        assert len(NAMES) * (2 * HALF_BINS + 2 * RECENT) * 8 < early  # every sketch is there
+        assert late <= 1.01 * early
+
+
 class TestLostWorkers:
     def test_a_shard_that_was_lost_runs_again_and_counts_once(self, undisturbed: bytes, tmp_path: Path) -> None:
         def lose(number: int) -> None:
@@ -212,7 +238,7 @@ class TestLostWorkers:
     def test_workers_that_do_not_see_the_file_get_the_model_itself(
         self, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        driver._observer.cache_clear()
+        shards._observer.cache_clear()
         seen = Path.is_file
         monkeypatch.setattr(Path, "is_file", lambda path: path.name != "model.onnx" and seen(path))
         executor = Copying()
@@ -324,6 +350,30 @@ class TestInterrupt:
         assert saved.times > 1
         assert saved.state is not None
         assert (saved.state[0].feeds, len(saved.state[1])) == (40, 40)
+
+    def test_an_interrupt_in_a_merge_keeps_what_was_saved_before(
+        self, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Sketches are merged in place: half a merge is nothing to go on from."""
+        monkeypatch.setattr(driver, "_SAVE_SECONDS", 0.0)
+        merge, merged = TensorStatistics.take_in, 0
+
+        def interrupted_merge(tensor: TensorStatistics, other: TensorStatistics) -> None:
+            nonlocal merged
+            merged += 1
+            if merged == 21:  # of six tensors in each shard
+                raise KeyboardInterrupt
+            merge(tensor, other)
+
+        saved = Saved(tmp_path)
+        monkeypatch.setattr(TensorStatistics, "take_in", interrupted_merge)
+        with pytest.raises(KeyboardInterrupt):
+            share("inline", save=saved)
+        monkeypatch.setattr(TensorStatistics, "take_in", merge)
+        state = saved.state
+        assert state is not None
+        assert 0 < state[0].feeds == len(state[1]) < 40
+        assert as_bytes(share("inline", resumed=state).statistics, tmp_path) == undisturbed
 
     def half(self) -> State:
         gathered = share("inline", feeds()[:20])

@@ -93,6 +93,34 @@ def test_each_place_is_a_sum_of_its_own() -> None:
     assert ExactSums(0).values().shape == (0,)
 
 
+@untimed
+@given(rows)
+def test_few_sums_are_those_of_many(given_rows: list[tuple[float, float]]) -> None:
+    few, many = sums_of(given_rows), ExactSums(6)
+    for row in given_rows:
+        many.add(np.array([*row, *row, *row]))
+    np.testing.assert_array_equal(np.tile(few.canonical(), (3, 1)), many.canonical())
+
+
+@untimed
+@given(rows, rows, st.sampled_from([1, 2, 3, 1 << 28]))
+def test_taking_in_equals_adding(one: list[tuple[float, float]], other: list[tuple[float, float]], carry: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "_CARRY_AFTER", carry)
+        made, taken = sums_of(one), sums_of(other)
+        made.take_in(taken)
+        made.take_in(ExactSums(2))
+        np.testing.assert_array_equal(made.canonical(), sums_of([*one, *other]).canonical())
+        np.testing.assert_array_equal(taken.canonical(), sums_of(other).canonical())
+
+
+def test_limbs_in_another_form_are_brought_into_the_one_that_equal_sums_share() -> None:
+    limbs = np.zeros((1, LIMBS), np.int64)
+    limbs[0, 3:5] = (5 << 32) + 7, -2
+    found = ExactSums(1, limbs)
+    assert found.canonical()[0, 3:6].tolist() == [7, 3, 0]
+
+
 def test_merging_and_copying_leave_both_as_they_were() -> None:
     one, other = sums_of([(1.5, -2.0)]), sums_of([(2.0**80, 0.25)])
     copied = one.copy()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qcompiler.calibration import statistics
+from qcompiler.calibration import recent_extremes, statistics
 from qcompiler.calibration.statistics import HALF_BINS, ChannelExtremes, Statistics, TensorStatistics, merge_all
 from qcompiler.engine import Array
 from qcompiler.errors import CalibrationError
@@ -114,7 +114,7 @@ class TestMerging:
     @given(runs, st.integers(1, 3), st.data())
     def test_that_holds_beyond_the_window_of_recent_feeds(self, run: Run, window: int, data: st.DataObject) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(statistics, "RECENT", window)
+            patch.setattr(recent_extremes, "RECENT", window)
             owners = data.draw(st.lists(st.integers(0, 2), min_size=len(run), max_size=len(run)))
             shards = [shard(run, [i for i, o in enumerate(owners) if o == owner]) for owner in range(3)]
             order = data.draw(st.permutations(shards))
@@ -131,6 +131,17 @@ class TestMerging:
         before = frozen_all(one), frozen_all(other)
         assert frozen_all(one.merge(other)) == frozen_all(other.merge(one))
         assert (frozen_all(one), frozen_all(other)) == before
+
+    @untimed
+    @given(runs, st.integers(1, 3))
+    def test_taking_in_equals_merging_and_uses_the_other_up(self, run: Run, shards: int) -> None:
+        parts = [shard(run, range(s, len(run), shards)) for s in range(shards)]
+        wanted = merge_all(parts)
+        made = Statistics()
+        for part in parts:
+            made.take_in(part)
+            assert part.tensors == {}
+        assert frozen_all(made) == frozen_all(wanted)
 
     @untimed
     @given(tensors_finite, tensors_finite)
@@ -311,7 +322,7 @@ class TestFigures:
         assert tensor.recent.feeds.tolist() == [0, 1, 2]
 
     def test_early_extremes_are_kept_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(statistics, "RECENT", 3)
+        monkeypatch.setattr(recent_extremes, "RECENT", 3)
         tensor = seen(*(F([i, -i]) for i in (5, 1, 9, 2, 3, 4)))
         assert tensor.extremes.tolist() == [[-2, 2], [-3, 3], [-4, 4]]
         assert tensor.recent.earlier == (-9.0, 9.0)
@@ -395,6 +406,18 @@ class TestStatistics:
     def test_merging_nothing_gives_nothing(self) -> None:
         assert (merge_all([]).feeds, merge_all([]).tensors) == (0, {})
 
+    def test_taking_in_forgets_ranges_that_were_asked_for(self) -> None:
+        of = self.sample()
+        assert of.range("a") == (-2.0, 1.0)
+        of.take_in(Statistics({"a": seen(F([5]), start=2)}, 1))
+        assert (of.range("a"), of.feeds) == ((-2.0, 5.0), 3)
+
+    def test_a_sketch_is_made_at_the_first_call(self) -> None:
+        of = Statistics()
+        of.sketch("a").add(F([1]), 0)
+        of.sketch("a").add(F([2]), 1)
+        assert of.range("a") == (1.0, 2.0)
+
 
 class TestMovement:
     def of(self, reaches: Sequence[float], **others: TensorStatistics) -> Statistics:
@@ -419,6 +442,6 @@ class TestMovement:
         assert self.of([1] * 4, still=still, never=TensorStatistics()).movement() == {"x": 0.0}
 
     def test_extremes_before_the_window_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(statistics, "RECENT", 3)
+        monkeypatch.setattr(recent_extremes, "RECENT", 3)
         assert self.of([8, *[1] * 19]).movement() == {"x": 0.0}
         assert self.of([6, *[1] * 18, 8]).movement() == {"x": 0.25}

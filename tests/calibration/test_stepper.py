@@ -13,7 +13,8 @@ import pytest
 
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.readers import random_feeds
-from qcompiler.calibration.stepper import Stepper, estimated_sizes
+from qcompiler.calibration.segments import estimated_sizes
+from qcompiler.calibration.stepper import Stepper
 from qcompiler.engine import Array, Feeds
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.importer import import_model

@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from qcompiler import __version__
-from qcompiler.cli_options import parse_shapes
+from qcompiler.cli_options import parse_shape_ranges, parse_shapes
 from qcompiler.cli_progress import progress_lines
 from qcompiler.cli_show import float_reasons, size_text
+from qcompiler.engine import ShapeRange
+from qcompiler.errors import ModelError
 from qcompiler.report.report import GroupReport
 
 FULL = "canonicalize,plan-quantization{matmul=static-float},insert-qdq,fuse-qdq,lower-onnxruntime"
@@ -216,6 +218,21 @@ def test_shapes_are_read() -> None:
     assert parse_shapes(["x:1x3x224x224"]) == {"x": (1, 3, 224, 224)}
     assert parse_shapes(["input:0:1x-1", "b:2,c:3x4"]) == {"input:0": (1, -1), "b": (2,), "c": (3, 4)}
     assert parse_shapes(None) == {}
+
+
+def test_ranges_of_shapes_are_read() -> None:
+    both = parse_shape_ranges(["x:1x3x224x224..8x3x224x224", "m:0:2,b:1x5..2x5..4x5"])
+    assert both == {
+        "x": ShapeRange((1, 3, 224, 224), (8, 3, 224, 224), (8, 3, 224, 224)),
+        "m:0": (2,),
+        "b": ShapeRange((1, 5), (2, 5), (4, 5)),
+    }
+    assert both["x"].fixed == (-1, 3, 224, 224)  # type: ignore[union-attr]
+    for text in ("x:8x3..1x3", "x:1..1x2", "x:1..2..3..4", "x", "x:1..a"):
+        with pytest.raises(ModelError, match=r"cannot read the shape|does not grow"):
+            parse_shape_ranges([text])
+    with pytest.raises(ModelError, match="names input 'x' twice"):
+        parse_shape_ranges(["x:1", "x:1..2"])
 
 
 def test_progress_shows_steps_on_a_terminal_only() -> None:

@@ -58,6 +58,7 @@ def test_a_dump_holds_the_stages_that_changed(tmp_path: Path) -> None:
         "003-scale-factors.diff",
         "003-scale-factors.ir",
         "003-scale-factors.onnx",
+        "003-scale-factors.rules.json",
         "pipeline.json",
         WEIGHTS_FILE,
     ]

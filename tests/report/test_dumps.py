@@ -1,11 +1,16 @@
 import io
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from qcompiler.cli import app
+from qcompiler.cli_inspect import open_in_netron
 from qcompiler.errors import PassError, QCompilerError
 from qcompiler.ir.text import print_model
 from qcompiler.pipeline.instruments.dump import DumpInstrument
@@ -13,13 +18,15 @@ from qcompiler.pipeline.instruments.numerics import NumericsInstrument
 from qcompiler.pipeline.instruments.timing import TimeInstrument
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.pipeline import Pipeline
-from qcompiler.report.dumps import (
-    DumpError,
-    load_dump,
+from qcompiler.pipeline.state import ChangeLog
+from qcompiler.report.dumps import DumpError, load_dump
+from qcompiler.report.dumps_text import (
     render,
     render_diff,
     render_remarks,
+    render_side_by_side,
     render_stage,
+    side_by_side,
 )
 from tests.pipeline.sample_passes import REGISTRY, chain_feeds, chain_state, engine
 
@@ -109,6 +116,90 @@ def test_a_diff_is_coloured(folder: Path) -> None:
     screen, out = console()
     render_diff(load_dump(folder), 2, screen)
     assert out.getvalue() == "stage 002-many changed nothing\n"
+
+
+def test_a_diff_side_by_side_pairs_lines_by_their_node(folder: Path) -> None:
+    before = "graph g {\n  a: %a = Relu(%x)\n  b: %b = Abs(%a)\n  c: %c = Neg(%b)\n  d: %d = Exp(%c)\n}\n"
+    after = "graph g {\n  a: %a = Relu(%x)\n  q: %q = Cast(%a)\n  b: %b = Abs(%q)\n  d: %d = Exp(%b)\n}\n"
+    assert list(side_by_side(before, after)) == [
+        ("a: %a = Relu(%x)", "", "a: %a = Relu(%x)"),
+        ("", ">", "q: %q = Cast(%a)"),
+        ("b: %b = Abs(%a)", "|", "b: %b = Abs(%q)"),
+        ("c: %c = Neg(%b)", "<", ""),
+        ("d: %d = Exp(%c)", "|", "d: %d = Exp(%b)"),
+        ("}", "", "}"),
+    ]
+    assert list(side_by_side(before, before)) == []
+    far = "".join(f"  n{i}: %n{i} = Relu(%x)\n" for i in range(9))
+    rows = list(side_by_side(f"{before}{far}z: 1\n", f"{after}{far}z: 2\n"))
+    assert rows.count(("...", "~", "...")) == 1
+    screen, out = console()
+    render_side_by_side(load_dump(folder), 1, screen)
+    lines = out.getvalue().splitlines()
+    assert lines[0].split() == ["000-input", "001-drop-identity"]
+    assert any("Identity_1: " in line and "<" in line for line in lines)
+    screen, out = console()
+    render_side_by_side(load_dump(folder), 2, screen)
+    assert out.getvalue() == "stage 002-many changed nothing\n"
+
+
+def test_rules_and_figures_are_read(folder: Path) -> None:
+    dump = load_dump(folder)
+    assert dump.rules(3)[0] == {"rule": "scale-factor", "node": "Mul_2", "origins": ["Mul_2"]}
+    assert dump.rules(1) == []
+    equal = {"error": 0.0, "sqnr_db": "inf"}
+    assert dump.figures(1) == {"c": equal, "g": equal}
+    assert dump.figures(3)["e"]["error"] == pytest.approx(0.5, rel=1e-4)
+    assert (dump.plan(1), dump.points(1), dump.statistics()) == (None, {}, {})
+    (folder / "003-scale-factors.rules.json").write_text("{")
+    with pytest.raises(DumpError, match=r"003-scale-factors\.rules\.json is damaged"):
+        dump.rules(3)
+    (folder / "003-scale-factors.plan.json").write_text("{}")
+    with pytest.raises(DumpError, match=r"003-scale-factors\.plan\.json is damaged: not a quantization plan"):
+        dump.plan(3)
+
+
+def test_a_pass_is_left_without_a_log_of_its_own(tmp_path: Path) -> None:
+    state = chain_state()
+    Pipeline.parse(TEXT, REGISTRY).run(state, (DumpInstrument(tmp_path / "a"),))
+    assert state.changes is None
+    mine = ChangeLog()
+    state = chain_state()
+    state.changes = mine
+    Pipeline.parse(TEXT, REGISTRY).run(state, (DumpInstrument(tmp_path / "b"),))
+    assert state.changes is mine
+    assert [c.rule for c in mine.applied] == ["scale-factor"] * 3
+    assert load_dump(tmp_path / "a").rules(3) == load_dump(tmp_path / "b").rules(3)
+
+
+def test_the_command_shows_a_diff_side_by_side_writes_the_page_and_names_what_netron_needs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = CliRunner().invoke
+    page = tmp_path / "made" / "page.html"
+    done = run(app, ["inspect", str(folder), "--html", str(page), "--diff", "1", "-y"])
+    assert done.exit_code == 0
+    assert "001-drop-identity" in done.stdout
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    done = run(app, ["inspect", str(folder), "--side-by-side"])
+    assert (done.exit_code, done.stderr) == (2, "error: --side-by-side says how --diff N is shown: give both\n")
+    monkeypatch.setitem(sys.modules, "netron", None)
+    done = run(app, ["inspect", str(folder), "--netron", "2"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: netron is not installed: run 'pip install netron', or open ")
+    assert "001-drop-identity.onnx at netron.app" in done.stderr
+    (folder / "001-drop-identity.onnx").unlink()
+    assert "the dump is incomplete: expected" in run(app, ["inspect", str(folder), "--netron", "2"]).stderr
+
+
+def test_netron_is_started_on_the_file_of_the_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, bool] | str] = []
+    netron = types.ModuleType("netron")
+    netron.start = lambda file, browse: calls.append((file, browse))  # type: ignore[attr-defined]
+    netron.wait = lambda: calls.append("wait")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "netron", netron)
+    open_in_netron(load_dump(folder), 4)
+    assert calls == [(str(folder / "003-scale-factors.onnx"), True), "wait"]
 
 
 def test_a_stage_and_its_remarks_are_printed_as_they_are(folder: Path) -> None:

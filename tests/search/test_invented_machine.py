@@ -9,9 +9,11 @@ import pytest
 
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import INTEGER_KERNELS
-from qcompiler.compiler import CompiledModel, Options, compile_model
+from qcompiler.compiled import CompiledModel
+from qcompiler.compiler import compile_model
 from qcompiler.decisions import Decisions
 from qcompiler.ir.graph import all_nodes
+from qcompiler.options import Options
 from tests.search.machine import InventedMachine
 from tests.synthetic import feeds_of, image_feeds, model, normal, regions_cnn
 

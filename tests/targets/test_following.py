@@ -6,7 +6,7 @@ import pytest
 from qcompiler.calibration.estimators import estimate
 from qcompiler.calibration.statistics import TensorStatistics
 from qcompiler.targets.following import activation_bounds, function_behind
-from qcompiler.targets.placement import estimator_for
+from qcompiler.targets.points import estimator_for
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>\ng (float[2, 4] a) => (float[2, 4] y) {\n  x = Neg (a)\n'
 

@@ -10,16 +10,10 @@ import pytest
 from qcompiler.errors import CalibrationError
 from qcompiler.quant.plan import QuantPlan
 from qcompiler.quant.spec import QuantSource, QuantSpec
+from qcompiler.targets.following import activation_bounds
 from qcompiler.targets.groups import Group, find_groups
-from qcompiler.targets.placement import (
-    DYNAMIC_SUFFIX,
-    Policy,
-    Resolution,
-    activation_bounds,
-    propose,
-    resolve,
-    root_point,
-)
+from qcompiler.targets.placement import Policy, Resolution, propose, resolve
+from qcompiler.targets.points import DYNAMIC_SUFFIX, root_point
 from qcompiler.targets.target import load_target
 from tests.passes.quantize.lab import import_exactly, model_of, normal
 

@@ -1,4 +1,4 @@
-"""Capability tables: what the schema refuses, that every shipped one loads, and which one a processor gets."""
+"""Capability tables: what the schema refuses, and that every shipped one loads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from qcompiler.passes.integer_operators import EMITTERS
 from qcompiler.patterns.traps import TRAP_RULES
 from qcompiler.quant.formats import FORMATS
 from qcompiler.quant.plan import FORMS
-from qcompiler.targets.host import detect, host_target_name
 from qcompiler.targets.target import load_target, parse_target, target_names
 
 HEAD = '[target]\nengine = "onnxruntime"\n'
@@ -21,7 +20,8 @@ def test_every_shipped_table_holds_together(name):
     target = load_target(name)
     assert target.name == name
     assert target.doc
-    assert FORMATS[target.activation].bits == FORMATS[target.weight].bits == 8
+    assert FORMATS[target.activation].bits == 8
+    assert FORMATS[target.weight].bits == (4 if target.scheme == "int4-weights" else 8)
     assert set(target.traps) <= set(TRAP_RULES)
     types = [t for row in target.rows for t in row.type]
     assert len(types) == len(set(types))
@@ -60,7 +60,7 @@ def test_a_malformed_table_is_refused_by_the_name_of_the_key(text, message):
 
 
 def test_an_unknown_target_lists_those_there_are():
-    with pytest.raises(TargetError, match=r"unknown target 'gpu'; known: cpu, host, openvino, ort-generic, ort-x86"):
+    with pytest.raises(TargetError, match=r"unknown target 'gpu'; known: cpu, host, .*openvino, .*ort-generic, "):
         load_target("gpu")
 
 
@@ -69,48 +69,3 @@ def test_a_table_answers_what_it_supports_and_why_not():
     assert target.supports("Conv", "static") is None
     assert target.supports("Conv", "dynamic") == "Conv has the forms static on t, not dynamic"
     assert target.supports("Tanh", "static") == "an engine has no integer kernel for Tanh"
-
-
-INTEL_VNNI = """processor : 0
-vendor_id : GenuineIntel
-model name : Intel(R) Xeon(R) Platinum 8480+
-flags : fpu sse4_2 avx2 avx512f avx512_vnni avx_vnni amx_int8
-"""
-INTEL_AVX2 = """processor : 0
-model name : Intel(R) Core(TM) i7-6700 CPU @ 3.40GHz
-flags : fpu sse4_2 avx avx2 fma
-"""
-ARM = """processor : 0
-BogoMIPS : 50.00
-Features : fp asimd evtstrm aes asimddp i8mm
-CPU implementer : 0x41
-"""
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "machine", "features", "target"),
-    [
-        (INTEL_VNNI, "x86_64", {"vnni", "avx2", "avx512f", "amx_int8"}, "ort-x86"),
-        (INTEL_AVX2, "x86_64", {"avx2"}, "ort-generic"),
-        (ARM, "aarch64", {"asimddp", "i8mm"}, "ort-generic"),
-        ("", "riscv64", set(), "ort-generic"),
-    ],
-)
-def test_the_host_gets_the_table_that_its_features_allow(cpuinfo, machine, features, target):
-    processor = detect(cpuinfo, machine)
-    assert processor.features == features
-    name, note = host_target_name(processor)
-    assert name == target
-    assert (note == "") == (target == "ort-x86")
-    if note:
-        assert machine in note
-        assert "ort-generic" in note
-
-
-def test_the_processor_is_named_as_it_names_itself():
-    assert detect(INTEL_VNNI, "x86_64").model == "Intel(R) Xeon(R) Platinum 8480+"
-
-
-def test_this_machine_has_a_table():
-    name, _ = host_target_name(detect())
-    assert name in target_names()

@@ -12,23 +12,28 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompiler.ir.graph import all_nodes
+from qcompiler.ir.graph import all_graphs, all_nodes
 from qcompiler.ir.serialize import weight_bytes
 from qcompiler.ir.text import print_model
+from qcompiler.pipeline.instruments.numbers import point_numbers, sketches, statistics_summary
 from qcompiler.pipeline.instruments.numerics import NumericsInstrument, PassNumerics
 from qcompiler.pipeline.instruments.timing import TimeInstrument
 from qcompiler.pipeline.instruments.weights import WEIGHTS_FILE, WeightStore, versions, write_texts
 from qcompiler.pipeline.pipeline import Step
-from qcompiler.pipeline.state import CompileState
+from qcompiler.pipeline.state import ChangeLog, CompileState
 
 DUMP_FORMAT = 1
 INDEX_FILE = "pipeline.json"
 TIMES_FILE = "times.json"
+STATISTICS_FILE = "statistics.json"
 
 
 @dataclass
 class DumpInstrument:
     """Write ``pipeline.json`` and, per pass that changed the graph, its text, its diff and an ONNX file.
+
+    Beside them, where there is something to tell: the pass's remarks, the rules it applied, its error figures, the plan
+    with the numbers of its points, and once ``statistics.json``, what calibration saw. docs/dumps.md has the fields.
 
     All ONNX files point into one weights file. Nothing written depends on the clock, on paths or on identities, except
     ``times.json``. One instrument may watch several pipelines in turn; their passes are numbered through, and a graph
@@ -54,6 +59,10 @@ class DumpInstrument:
     _figures: int = 0
     _seconds: dict[str, float] = field(default_factory=dict)
     _running: bool = False
+    _log: ChangeLog | None = None
+    _own_log: bool = False
+    _applied: int = 0
+    _observed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def before_pass(self, state: CompileState, step: Step) -> None:
         """Write the graph that the first pass is given."""
@@ -65,6 +74,11 @@ class DumpInstrument:
         self._remarks = len(state.remarks)
         self._figures = len(self.numerics.results) if self.numerics is not None else 0
         self._running = True
+        self._own_log = state.changes is None
+        if state.changes is None:
+            state.changes = ChangeLog()
+        self._log = state.changes
+        self._applied = len(self._log.applied)
 
     def after_pass(self, state: CompileState, step: Step, changes: int) -> None:
         """Write the graph if its text changed, and the index."""
@@ -82,12 +96,14 @@ class DumpInstrument:
 
     def _open(self) -> None:
         folder = Path(self.folder)
+        self._observed = {}
         write_texts(folder, {INDEX_FILE: "{}\n"})
         for path in folder.iterdir():
             # Only what a dump writes: the folder may be a place people keep other things in.
             if path.name[:3].isdigit() and path.name[3:4] == "-" and path.is_file():
                 path.unlink()
-        (folder / TIMES_FILE).unlink(missing_ok=True)
+        for name in (TIMES_FILE, STATISTICS_FILE):
+            (folder / name).unlink(missing_ok=True)
         self._store = WeightStore(folder)
 
     def _add(self, state: CompileState, name: str, text: str | None, changes: int, graph: str) -> None:
@@ -103,6 +119,10 @@ class DumpInstrument:
             files[f"{stage}.remarks.json"] = _json([asdict(r) for r in remarks])
         if (plan := state.plan.to_json()) != self._plan and (state.plan.choices or self._plan):
             files[f"{stage}.plan.json"] = plan + "\n"
+            files[f"{stage}.points.json"] = _json(point_numbers(state))
+        if rules := self._rules(state):
+            files[f"{stage}.rules.json"] = _json(rules)
+        files |= self._statistics(state)
         self._plan = plan
         self._remarks = len(state.remarks)
         write_texts(Path(self.folder), files)
@@ -116,9 +136,36 @@ class DumpInstrument:
         if changed:
             self._text, self._stage = graph, stage
 
+    def _rules(self, state: CompileState) -> list[dict[str, Any]]:
+        """Return the rule applications of the pass that ends here, and take the log away if it was put there."""
+        if self._log is None:
+            return []
+        made = [asdict(change) for change in self._log.applied[self._applied :]]
+        if self._own_log:
+            state.changes = None
+        self._log = None
+        return made
+
+    def _statistics(self, state: CompileState) -> dict[str, str]:
+        """Return the file of what was observed, if the graph has values that it did not hold yet."""
+        known = sketches(state.statistics)
+        if not known:
+            return {}
+        names = {str(v.name) for g in all_graphs(state.model) for v in g.inputs}
+        names.update(str(v.name) for n in all_nodes(state.model) for v in n.outputs)
+        added = statistics_summary(state.statistics, (names & set(known)) - set(self._observed))
+        if not added:
+            return {}
+        self._observed |= added
+        return {STATISTICS_FILE: json.dumps(self._observed, sort_keys=True) + "\n"}
+
     def _add_figures(self, stage: str) -> None:
         if self.numerics is not None and len(self.numerics.results) > self._figures:
-            self._entries[-1]["numerics"] = _numerics(self.numerics.results[-1])
+            result = self.numerics.results[-1]
+            self._entries[-1]["numerics"] = _numerics(result)
+            if result.figures:
+                figures = {f.value: _finite({"error": f.error, "sqnr_db": f.sqnr_db}) for f in result.figures}
+                write_texts(Path(self.folder), {f"{stage}.figures.json": _json(figures)})
         if self.times is not None and self.times.times:
             self._seconds[stage] = self.times.times[-1].seconds
 

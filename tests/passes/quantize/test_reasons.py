@@ -255,7 +255,7 @@ def test_a_mover_between_different_parameters_and_its_cure():
 
 def test_a_proof_reads_as_json():
     _, proof = by_hand(CONV)
-    assert proof.to_dict() == {"planned": 1, "fused": 1, "missed": [], "kernels": proof.fused}
+    assert proof.to_dict() == {"planned": 1, "fused": 1, "missed": [], "note": "", "kernels": proof.fused}
 
 
 def test_groups_without_a_call_are_proven_too():

@@ -73,7 +73,12 @@ def test_every_planned_group_is_fused_by_the_engine(name, policy):
     lowered = work.run((*FUSED, LowerOnnxruntime(), AvoidEngineTraps()), forms)
     proof = prove(planned, ENGINE.optimized_graph(lowered.model, OPTIMIZED))
     assert proof.missed == ()
-    assert proof.planned == sum(c.form != "float" for c in fused.plan.choices.values()) > 0
+    chosen = {name for name, choice in fused.plan.choices.items() if choice.form != "float"}
+    assert chosen
+    # A quantized model may also bring pairs around an operator that no table asks for; they fuse by themselves.
+    brought = [p for p in planned if p.group not in chosen]
+    assert len(planned) - len(brought) == len(chosen)
+    assert all(p.kind == "Softmax" and work.base.imported for p in brought)
 
 
 @pytest.mark.parametrize("name", SMALL)
