@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from qcompiler import __version__
 from qcompiler.cli_bench import bench_command
+from qcompiler.cli_cache import cache_command
 from qcompiler.cli_calibrate import calibrate_command
 from qcompiler.cli_check import check_command
 from qcompiler.cli_compile import compile_command
@@ -102,6 +103,7 @@ app.command("opt")(opt_command)
 app.command("inspect")(inspect_command)
 app.command("check")(check_command)
 app.command("bench")(bench_command)
+app.command("cache")(cache_command)
 app.command("targets")(targets_command)
 app.command("passes")(passes_command)
 app.command("patterns")(patterns_command)

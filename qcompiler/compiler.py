@@ -74,10 +74,11 @@ class Compilation:
         self.warnings += self.settings.notes
         target, recipe = self.settings.target, self.settings.recipe
         self.backend = open_backend(target, self.options.profiles)
-        # Where the target's engine does not run, no rewriting of another engine's may come between.
-        self.engine_options = replace(self.settings.engine, optimize=self.here)
+        self.engine_options = self.settings.engine
         if not self.here:
             self.warnings.append(self._elsewhere(target.name))
+            # Where the target's engine does not run, no rewriting of another engine's may come between.
+            self.engine_options = replace(self.settings.engine, optimize=False)
         self._say("import")
         given = import_model(self.source, shapes=self.options.fixed_shapes)
         self.given = given

@@ -130,7 +130,7 @@ class Decider:
         engine_forms: dict[str, str] = {}
         self._settle_precision()
         imported = bool(self.workshop.base.imported)
-        if recipe.choose and feed is not None and not imported:
+        if recipe.choose and (feed is not None or not setting.timed) and not imported:
             self._try_smoothing(feed)
         if recipe.choose and feed is not None and not imported:
             forms, engine_forms = self._search(static, pinned, feed)
@@ -197,16 +197,18 @@ class Decider:
         made.metadata_props.update(asked)
         return made
 
-    def _try_smoothing(self, feed: Feeds) -> None:
+    def _try_smoothing(self, feed: Feeds | None) -> None:
         """Go on with the smoothed graph if smoothing was measured to pay."""
         if self.setting.judge is None or not isinstance(self.statistics, Statistics) or self.setting.ranges is None:
             return
-        if not any("dynamic" in g.legal and g.root.op_type != "LSTM" for g in self.workshop.groups):
+        products = (g for g in self.workshop.groups if g.root.op_type in ("MatMul", "Gemm"))
+        if not any({"dynamic", "static-float"} & set(g.legal) for g in products):
             return
         self.setting.say("try smoothing")
         found = try_smoothing(
-            self.workshop, self.statistics, self.setting.ranges, self.setting.judge, self._stopwatch(feed)
-        )
+            self.workshop, self.statistics, self.setting.ranges, self.setting.judge,
+            None if feed is None else self._stopwatch(feed),
+        )  # fmt: skip
         if found is not None:
             self.workshop, self.statistics, self.smoothing = found.workshop, found.statistics, found.alphas
             self.figures["smoothing"] = found.figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from qcompiler.engine import Feeds
 from qcompiler.quant.plan import Form
@@ -41,11 +42,14 @@ def choose_estimators(
         terms: how far to go.
     """
     base, pinned = workshop.base, dict(workshop.base.estimators)
-    errors = ScoreErrors(workshop.engine, base.model, held_out, ranges, workshop.options, workshop.truth)
+    engine = workshop.truth if workshop.backend.draft() else workshop.engine
+    # An engine that only stands in may rewrite the graph: ranges are compared with each other, not with a bound.
+    options = replace(workshop.options, optimize=True)
+    errors = ScoreErrors(engine, base.model, held_out, ranges, options, workshop.truth)
 
     def evaluate(estimator: str, estimators: Mapping[str, str]) -> Errors:
         workshop.estimator, base.estimators = estimator, {**estimators, **pinned}
-        return errors(workshop.build(forms, engine_forms).model)
+        return errors(workshop.draft(forms, engine_forms))
 
     quantized = [g for g in workshop.groups if forms.get(g.name, "float") != "float"]
     free = [g.name for g in quantized if g.row.kind in ("weighted", "arithmetic") and g.name not in pinned]

@@ -90,27 +90,41 @@ def apply_smoothing(
     fresh = observe(state.model, changed_values(state.smoothing, state.model), feeds, workshop.truth)
     merged = Statistics({**statistics.tensors, **fresh.tensors}, statistics.feeds)
     state.statistics = merged
-    return replace(workshop, base=state, engine_forms={}, refused={}), merged
+    # What was learned of single groups does not hold any longer; what the whole model asks of the engine does.
+    kept = {key: value for key, value in workshop.engine_forms.items() if not key.startswith("emit:")}
+    return replace(workshop, base=state, engine_forms=kept, refused={}), merged
 
 
 def try_smoothing(
-    workshop: Workshop, statistics: Statistics, feeds: Iterable[Feeds], judge: Judge, stopwatch: Stopwatch
+    workshop: Workshop, statistics: Statistics, feeds: Iterable[Feeds], judge: Judge, stopwatch: Stopwatch | None
 ) -> Smoothing | None:
-    """Smooth, measure accuracy and time of the dynamic variant with and without, and keep it if it pays.
+    """Smooth, measure accuracy and time of one variant with and without, and keep it if it pays.
 
     It pays if it gains at least `LEAST_GAIN_DB`, and `DB_PER_PERCENT` for each percent of latency that the inserted
-    multiplications cost: the rate at which the accuracy guard trades the two.
+    multiplications cost: the rate at which the accuracy guard trades the two. The variant has every product on
+    integers: with scales found at run time where the target has that form, else with calibrated ones.
+
+    Args:
+        workshop: builds the plain graph.
+        statistics: of the plain graph.
+        feeds: to observe the smoothed graph on.
+        judge: compares with float.
+        stopwatch: None where nothing can be timed: the multiplications then count as free. Most are folded into the
+            normalization in front, and those that are not stand in some kernel's epilogue.
     """
     channels = smoothable_channels(workshop, statistics)
     alphas = choose_alphas(workshop, channels)
     if not alphas:
         return None
     smoothed, merged = apply_smoothing(workshop, statistics, channels, alphas, feeds)
-    plain_build = workshop.build(_dynamic(workshop.groups))
-    smooth_build = smoothed.build(_dynamic(smoothed.groups))
-    before, after = judge(plain_build.model).worst, judge(smooth_build.model).worst
-    times = stopwatch.compare({"plain": plain_build.model, "smooth": smooth_build.model})
-    percent = 100.0 * (times["smooth"].minimum / times["plain"].minimum - 1.0)
+    plain_build = workshop.build(_products(workshop.groups))
+    smooth_build = smoothed.build(_products(smoothed.groups))
+    before = judge(workshop.computable(plain_build)).worst
+    after = judge(smoothed.computable(smooth_build)).worst
+    percent = 0.0
+    if stopwatch is not None:
+        times = stopwatch.compare({"plain": plain_build.model, "smooth": smooth_build.model})
+        percent = 100.0 * (times["smooth"].minimum / times["plain"].minimum - 1.0)
     figures = {
         "activations": float(len(alphas)), "plain_db": round(before, 2), "smooth_db": round(after, 2),
         "latency_percent": round(percent, 2),
@@ -121,8 +135,11 @@ def try_smoothing(
     return Smoothing(smoothed, merged, dict(alphas), figures)
 
 
-def _dynamic(groups: Iterable[Group]) -> dict[str, Form]:
-    return {g.name: "dynamic" if "dynamic" in g.legal else "float" for g in groups}
+def _products(groups: Iterable[Group]) -> dict[str, Form]:
+    """Return forms that put every product on integers: by dynamic scales, or else by calibrated ones."""
+    found = list(groups)
+    wanted: Form = "dynamic" if any("dynamic" in g.legal for g in found) else "static-float"
+    return {g.name: wanted if g.row.kind in ("weighted", "recurrent") and wanted in g.legal else "float" for g in found}
 
 
 def _weights(family: Iterable[Group]) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:

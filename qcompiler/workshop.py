@@ -134,10 +134,18 @@ class Workshop:
     def computable(self, build: Build) -> ir.Model:
         """Return the build as the backend's engine can run it: itself, or a twin that computes the same numbers."""
         twin = self.backend.twin(build.model)
-        if not twin:
-            return build.model
-        state = self._start(build.forms, build.state.engine_forms)
-        Pipeline(self.passes(twin)).run(state)
+        return self._lowered_by(twin, build.forms, build.state.engine_forms) if twin else build.model
+
+    def draft(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> ir.Model:
+        """Return a build whose numbers are nearly those of the lowered model, and that is cheap to make and to run."""
+        draft = self.backend.draft()
+        return self._lowered_by(draft, forms, engine_forms) if draft else self.build(forms, engine_forms).model
+
+    def _lowered_by(
+        self, lowering: tuple[Pass, ...], forms: Mapping[str, Form], engine_forms: Mapping[str, str]
+    ) -> ir.Model:
+        state = self._start(forms, {**self.engine_forms, **engine_forms})
+        Pipeline(self.passes(lowering)).run(state)
         return state.model
 
     def prove(self, build: Build) -> Proof:

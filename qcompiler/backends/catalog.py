@@ -73,6 +73,13 @@ class Backend(Protocol):
         """
         ...
 
+    def draft(self) -> tuple[Pass, ...]:
+        """Return passes from FUSED to a model that ONNX Runtime runs fast, with nearly the numbers of the lowered one.
+
+        Ranges are compared on it, many times; none where the lowered model serves.
+        """
+        ...
+
     @property
     def measures(self) -> bool:
         """Return whether `engine` is the target's own, so that timing it says something."""
@@ -114,6 +121,10 @@ class OrtBackend:
         """Return no passes: the engine runs what is lowered."""
         return ()
 
+    def draft(self) -> tuple[Pass, ...]:
+        """Return no passes: the lowered model serves."""
+        return ()
+
     @property
     def version(self) -> str:
         """Return ONNX Runtime's version."""
@@ -146,6 +157,10 @@ class OvBackend:
 
     def twin(self, model: ir.Model) -> tuple[Pass, ...]:
         """Return no passes: the engine runs what is lowered."""
+        return ()
+
+    def draft(self) -> tuple[Pass, ...]:
+        """Return no passes: the lowered model serves."""
         return ()
 
     @property
@@ -190,6 +205,10 @@ class AbsentBackend:
 
     def twin(self, model: ir.Model) -> tuple[Pass, ...]:
         """Return no passes: the engine runs what is lowered."""
+        return ()
+
+    def draft(self) -> tuple[Pass, ...]:
+        """Return no passes: the lowered model serves."""
         return ()
 
     def prove(self, planned: Sequence[Planned], model: ir.Model, options: EngineOptions) -> Proof:

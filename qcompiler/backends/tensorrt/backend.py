@@ -90,6 +90,12 @@ class TrtBackend:
         own = any(node.domain == TRT_DOMAIN for node in all_nodes(model))
         return (LowerTensorrt(standard=True), AssignFloatType()) if own else ()
 
+    def draft(self) -> tuple[Pass, ...]:
+        """Return passes that leave what is not quantized in float32."""
+        from qcompiler.passes.lower_tensorrt import LowerTensorrt
+
+        return (LowerTensorrt(standard=True),)
+
     def prove(self, planned: Sequence[Planned], model: ir.Model, options: EngineOptions) -> Proof:
         """Build the lowered model and match the engine's layers with what was planned."""
         if not self.prober.available():
