@@ -25,10 +25,10 @@ from qcompiler.backends.catalog import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.readers import as_feed_source
-from qcompiler.decider import wanted_values
 from qcompiler.engine import EngineOptions
 from qcompiler.estimating import ESTIMATOR_CHOICES, choose_estimators
 from qcompiler.ir.importer import import_model
+from qcompiler.observed import wanted_values
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.import_qdq import ImportQdq
 from qcompiler.pipeline.pipeline import Pipeline

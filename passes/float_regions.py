@@ -17,7 +17,9 @@ from qcompiler.ir.schemas import schema_of
 from qcompiler.passes.block_operators import MXFP8_DEQUANTIZE, TRT_DOMAIN
 from qcompiler.quant.spec import RangeSource
 
-HEAVY = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention"})
+HEAVY = frozenset(
+    {"Conv", "ConvTranspose", "MatMul", "MatMulNBits", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention"}
+)
 """Operators that a narrow type is for: they are worth any number of Casts."""
 DELICATE: Mapping[str, str] = MappingProxyType(
     {
@@ -136,6 +138,9 @@ def narrow_positions(node: ir.Node, opset: int, narrow: ir.DataType) -> tuple[se
 
     By the operator's definition: all that share a type variable change together, and every float32 output must.
     """
+    if is_op(node, "MatMulNBits", domain="com.microsoft"):
+        # A, scales and bias have the type of the output; the packed weight and its zero points have their own.
+        return {i for i in (0, 2, 5) if i < len(node.inputs) and node.inputs[i] is not None}, {0}
     schema = schema_of(node.op_type, opset) if node.domain in ("", "ai.onnx") else None
     if schema is None:
         return None

@@ -12,13 +12,17 @@ from typer.core import TyperGroup
 
 from qcompiler import __version__
 from qcompiler.cli_bench import bench_command
+from qcompiler.cli_blame import blame_command
 from qcompiler.cli_cache import cache_command
 from qcompiler.cli_calibrate import calibrate_command
 from qcompiler.cli_check import check_command
 from qcompiler.cli_compile import compile_command
 from qcompiler.cli_demo import demo_command
+from qcompiler.cli_diff import diff_command
+from qcompiler.cli_explain import explain_command
 from qcompiler.cli_inspect import inspect_command
 from qcompiler.cli_lists import passes_command, patterns_command, targets_command
+from qcompiler.cli_lock import lock_command
 from qcompiler.cli_opt import opt_command
 from qcompiler.errors import QCompilerError
 
@@ -101,6 +105,10 @@ app.command("compile")(compile_command)
 app.command("calibrate")(calibrate_command)
 app.command("opt")(opt_command)
 app.command("inspect")(inspect_command)
+app.command("explain")(explain_command)
+app.command("blame")(blame_command)
+app.command("diff")(diff_command)
+app.command("lock")(lock_command)
 app.command("check")(check_command)
 app.command("bench")(bench_command)
 app.command("cache")(cache_command)

@@ -41,7 +41,10 @@ from qcompiler.cli_show import show_report, stdout_console
 from qcompiler.errors import CalibrationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qcompiler.backends.catalog import Written
+    from qcompiler.calibration.source_options import SourceOptions
     from qcompiler.compiled import CompiledModel
 
 
@@ -73,6 +76,10 @@ def compile_command(
     min_sqnr: Annotated[float | None, typer.Option(metavar="DB", help="Least SQNR of every output in dB.")] = None,
     decisions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Repeat the decisions of an earlier build without timing.")
+    ] = None,
+    locked: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Repeat the build that this lock is of, byte for byte (see: lock)."),
     ] = None,
     emit: Annotated[Emit | None, typer.Option(help="Force one form of the output; chosen by default.")] = None,
     opset: Annotated[int | None, typer.Option(min=1, metavar="N", help="ONNX operator set of the output.")] = None,
@@ -116,14 +123,17 @@ def compile_command(
     from qcompiler.api import compile as compile_api
 
     with progress_lines(quiet) as progress:
-        compiled = compile_api(
-            str(model), target=target, recipe=recipe, calibration=calibration, overrides=override, budget=budget,
-            metric=score, evaluation=evaluation, shapes=lengths or None, decisions=decisions, dump=dump,
-            threads=threads, guard=guard, emit="auto" if emit is None else emit.value, min_sqnr=min_sqnr,
-            random_calibration=random_calibration or 0, opset=opset, progress=progress,
-            synthetic_calibration=synthetic or 0, sources=sources, calibration_memory=size, executor=executor,
-            scheduler=scheduler,
-        )  # fmt: skip
+        if locked is not None:
+            compiled = _locked(model, locked, recipe, calibration, override, dump, sources, progress)
+        else:
+            compiled = compile_api(
+                str(model), target=target, recipe=recipe, calibration=calibration, overrides=override, budget=budget,
+                metric=score, evaluation=evaluation, shapes=lengths or None, decisions=decisions, dump=dump,
+                threads=threads, guard=guard, emit="auto" if emit is None else emit.value, min_sqnr=min_sqnr,
+                random_calibration=random_calibration or 0, opset=opset, progress=progress,
+                synthetic_calibration=synthetic or 0, sources=sources, calibration_memory=size, executor=executor,
+                scheduler=scheduler,
+            )  # fmt: skip
         written = write_results(compiled, output, report)
     if quiet:
         for warning in compiled.report.warnings:
@@ -135,6 +145,20 @@ def compile_command(
     show_report(compiled.report, stdout_console(), f"{model} -> {output}", files)
     if written.note:
         print(written.note)
+
+
+def _locked(
+    model: Path, lock: Path, recipe: str, calibration: str | None, override: Path | None, dump: Path | None,
+    sources: SourceOptions, progress: Callable[[str], None] | None,
+) -> CompiledModel:  # fmt: skip
+    """Repeat a locked build; target, recipe and all settings are the lock's; the user's own files are given."""
+    from qcompiler.explaining.lock import compile_locked, read_lock
+    from qcompiler.options import Options
+
+    given = Options(
+        recipe=recipe, calibration=calibration, overrides=override, dump=dump, sources=sources, progress=progress
+    )
+    return compile_locked(str(model), read_lock(lock), given)
 
 
 def report_json(compiled: CompiledModel) -> str:

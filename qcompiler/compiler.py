@@ -14,7 +14,7 @@ from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Proof
 from qcompiler.compiled import CompiledModel
 from qcompiler.dataset import Dataset, open_dataset
-from qcompiler.decider import Decider, Setting
+from qcompiler.decider import Decider
 from qcompiler.decisions import Decisions
 from qcompiler.engine import Engine
 from qcompiler.errors import ModelError, PassError
@@ -36,6 +36,7 @@ from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import Form
 from qcompiler.report.report import GroupReport, Report
 from qcompiler.search.quality import Judge, class_like_outputs
+from qcompiler.setting import Setting
 from qcompiler.targets.legality import legality_names, load_legality
 from qcompiler.workshop import AS_GIVEN, Build, Workshop
 

@@ -2,73 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import onnx_ir as ir
-
-from qcompiler.calibration.readers import FeedSource, random_feeds
+from qcompiler.calibration.readers import random_feeds
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.decisions import Decisions
-from qcompiler.engine import Engine, EngineOptions, Feeds, TensorInfo
-from qcompiler.errors import CalibrationError
+from qcompiler.engine import Feeds
+from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.estimating import choose_estimators
 from qcompiler.observed import wanted_values
+from qcompiler.precision import in_precision_of, settle_precision
 from qcompiler.quant.plan import Form
 from qcompiler.quant.spec import RangeSource
-from qcompiler.recipes.recipe import Recipe
 from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound, Terms
 from qcompiler.search.analytic import analytic_cost
-from qcompiler.search.budget import Budget
 from qcompiler.search.candidates import candidate_sets
-from qcompiler.search.quality import Judge, Quality
+from qcompiler.search.quality import Quality
 from qcompiler.search.speed import SpeedSearch
 from qcompiler.search.timing import EngineStopwatch, Stopwatch
+from qcompiler.setting import Setting
 from qcompiler.smoother import apply_smoothing, smoothable_channels, try_smoothing
 from qcompiler.targets.placement import Policy, propose
 from qcompiler.workshop import AS_GIVEN, Workshop
 
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What decisions depend on and do not change.
-
-    Attributes:
-        given: the model as imported: the reference in every comparison.
-        inputs: what a feed gives.
-        engine: runs and profiles.
-        engine_options: threads.
-        recipe: default forms and bounds.
-        budget: bounds that the user set.
-        min_sqnr: least SQNR per output that the user set, in dB.
-        pinned: forms that the user pinned, by group.
-        guard: whether to measure at all.
-        timed: whether to time: not where the target's engine or processor is another than this machine's.
-        ranges: feeds for range-finding, if there is calibration data.
-        held_out: feeds set aside for checking and timing.
-        judge: compares candidates with the reference; None without data.
-        stopwatch: measures instead of the engine, in tests.
-        say: takes one line per step.
-    """
-
-    given: ir.Model
-    inputs: tuple[TensorInfo, ...]
-    engine: Engine
-    engine_options: EngineOptions
-    recipe: Recipe
-    budget: Budget
-    min_sqnr: float | None
-    pinned: Mapping[str, Form]
-    guard: bool
-    timed: bool
-    ranges: FeedSource | None
-    held_out: Sequence[Feeds]
-    judge: Judge | None
-    stopwatch: Stopwatch | None
-    say: Say
+Measure = Callable[..., Quality]
+"""Builds and measures a choice of forms, under engine forms."""
 
 
 @dataclass
@@ -168,34 +128,15 @@ class Decider:
 
     def _settle_precision(self) -> None:
         """Keep float operators in float32 where what the engine prefers misses the bounds all by itself."""
-        exact: Mapping[str, str] = getattr(self.setting.engine, "exact_forms", {})
-        judge = self.setting.judge
-        if not exact or judge is None:
+        if self.setting.judge is None:
             return
-        short = self._bound().shortfall(self._quality({}))
+        short = settle_precision(self.workshop, lambda: self._bound().shortfall(self._quality({})))
         if short > 0:
-            self.workshop.engine_forms |= exact
-            closer = short - self._bound().shortfall(self._quality({}))
-            if closer <= 0:  # that is not what is wrong
-                for key in exact:
-                    del self.workshop.engine_forms[key]
-            else:
-                self.figures["float32_for"] = round(short, 2)
-                self.warnings.append(
-                    f"float operators stay in float32: what {self.setting.engine.name} prefers here misses the "
-                    f"accuracy bound by {short:.1f} dB"
-                )
-
-    def _given(self) -> ir.Model:
-        """Return the model as given, which asks for float32 where builds do."""
-        asked = {
-            k: v for k, v in self.workshop.engine_forms.items() if k in getattr(self.setting.engine, "exact_forms", {})
-        }
-        if not asked:
-            return self.setting.given
-        made = self.setting.given.clone()
-        made.metadata_props.update(asked)
-        return made
+            self.figures["float32_for"] = round(short, 2)
+            self.warnings.append(
+                f"float operators stay in float32: what {self.setting.engine.name} prefers here misses the accuracy "
+                f"bound by {short:.1f} dB"
+            )
 
     def _try_smoothing(self, feed: Feeds | None) -> None:
         """Go on with the smoothed graph if smoothing was measured to pay."""
@@ -314,6 +255,22 @@ class Decider:
         assert self.setting.judge is not None
         return self.setting.judge(self.workshop.computable(self.workshop.build(forms, engine_forms)))
 
+    def _quick_quality(self) -> Measure:
+        """Return a measure for searching: on drafts, where the lowered model is slow to make and to run here."""
+        judge = self.setting.judge
+        assert judge is not None
+        if not self.workshop.backend.draft():
+            return self._quality
+        quick = judge.on(self.workshop.truth, replace(self.setting.engine_options, optimize=True))
+
+        def measure(forms: Mapping[str, Form], engine_forms: Mapping[str, str] | None = None) -> Quality:
+            try:
+                return quick(self.workshop.draft(forms, engine_forms or {}))
+            except ModelError:  # an optimizer that does not bear the draft
+                return self._quality(forms, engine_forms)
+
+        return measure
+
     def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
         if all(f == "float" for f in forms.values()):
             return
@@ -372,21 +329,23 @@ class Decider:
 
     def _guard_accuracy(self, forms: dict[str, Form], engine_forms: Mapping[str, str]) -> dict[str, Form]:
         self.setting.say("accuracy guard")
-        judge = self.setting.judge
-        assert judge is not None
-
-        def evaluate(trial: Mapping[str, Form]) -> Quality:
-            return self._quality(trial, engine_forms)
-
         predict = self.search.predict if self.search is not None else analytic_cost(self.workshop.groups)
-        sets = candidate_sets(self.workshop.groups, forms, self.statistics)
         frozen = frozenset(n for n, f in self.setting.pinned.items() if f != "float")
         # Of a model that was quantized already nothing was profiled: what has no price is not bought beyond the bound.
         terms = Terms(comfort_db=0.0) if self.workshop.base.imported and self.search is None else Terms()
-        guard = AccuracyGuard(
-            sets, evaluate, self._bound(), predict, frozen=frozen, terms=terms, progress=self.setting.say
-        )
-        result = guard.run(forms)
+
+        def run(start: Mapping[str, Form], measure: Measure) -> AccuracyResult:
+            sets = candidate_sets(self.workshop.groups, start, self.statistics)
+            return AccuracyGuard(
+                sets, lambda trial: measure(trial, engine_forms), self._bound(), predict, frozen=frozen, terms=terms,
+                progress=self.setting.say,
+            ).run(start)  # fmt: skip
+
+        result = run(forms, self._quick_quality())
+        if self.workshop.backend.draft():
+            # Drafts say where to look; the bounds hold for the model itself.
+            checked = run(result.forms, self._quality)
+            result = replace(checked, steps=[*result.steps, *checked.steps], tried=result.tried + checked.tried)
         for step in result.steps:
             for name in step.groups:
                 self.why[name] = (
@@ -404,7 +363,7 @@ class Decider:
     ) -> tuple[dict[str, Form], dict[str, str]]:
         """Keep the compiled form only if it is measured faster than the model as given."""
         self.setting.say("speed guard")
-        search, given = self._speed_search(feed), self._given()
+        search, given = self._speed_search(feed), in_precision_of(self.workshop, self.setting.given)
         ratio = search.ratio(given, self.workshop.build(forms, engine_forms).model)
         self._note_whole("chosen", forms, engine_forms, ratio)
         if ratio[0] < 1.0 and any(f != "float" for f in forms.values()):

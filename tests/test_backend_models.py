@@ -24,11 +24,11 @@ from qcompiler.backends.catalog import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.readers import random_feeds
-from qcompiler.decider import wanted_values
 from qcompiler.engine import Array, EngineOptions
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.ir.importer import import_model
 from qcompiler.ir.phase import Phase
+from qcompiler.observed import wanted_values
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.import_qdq import ImportQdq
 from qcompiler.pipeline.instruments.numerics import NumericsInstrument

@@ -22,7 +22,14 @@ FOLDER = Path(__file__).resolve().parents[2] / "shared" / "models"
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 AS_WRITTEN = EngineOptions(threads=1, optimize=False)
 """ONNX Runtime rewrites float biases beside float16 scales wrongly (WeightBiasQuantization, seen on 1.31)."""
+DEMO = ("digits_resnet", "code_lm")
 LEAST_DB = {"mnist_cnn_opset8": 35.0, "resnet8_cifar10": 20.0, "vww_mobilenetv1": 18.0, "digits_resnet": 32.0}
+SCHEMES = {
+    # recipe: target, what the layers of all products say, least dB on set-aside feeds
+    "fp8": ("tensorrt-sm89", "FP8 x FP8 gemm", 28.0),
+    "int4-weights": ("tensorrt-sm89", "x Int4 decoded in ", 20.0),
+    "nvfp4": ("tensorrt-sm120", "FP4E2M1 x FP4E2M1 gemm", 18.0),
+}
 BUILDER = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx-cu13, whose builder proves the layers"
 )
@@ -43,7 +50,7 @@ def module(path: Path) -> ModuleType:
 
 @functools.cache
 def reference(name: str) -> Any:
-    if name == "digits_resnet":
+    if name in DEMO:
         return next(m for m in module(EXAMPLES / "demo_data.py").demo_models() if m.name == name)
     if not (FOLDER / "load.py").is_file():
         pytest.skip("no reference models beside the checkout")
@@ -52,7 +59,7 @@ def reference(name: str) -> Any:
 
 def calibration(name: str) -> list[dict[str, Any]]:
     model = reference(name)
-    return list(model.calibration if name == "digits_resnet" else model.calib)
+    return list(model.calibration if name in DEMO else model.calib)
 
 
 @functools.cache
@@ -64,7 +71,7 @@ def top1(name: str, source: Any) -> float:
     """Return the share of right answers, in points, of a model as it is written."""
     model, runner = reference(name), OrtEngine().load(source, AS_WRITTEN)
     names = [o.name for o in runner.outputs]
-    if name == "digits_resnet":
+    if name in DEMO:
         return 100.0 * float(model.metric([runner.run(feed) for feed in model.evaluation]))
     outputs = model.run_all(lambda feed: [runner.run(feed)[n] for n in names])
     return 100.0 * float(model.metric(outputs)["top1"])
@@ -110,3 +117,24 @@ def test_a_model_whose_float_form_is_refused_builds_compiled() -> None:
     proof = compiled("resnet8_cifar10_int8", "tensorrt-sm80").report.to_dict()["proof"]
     assert proof["planned"] - proof["fused"] <= 1
     assert all(miss["kind"] == "AveragePool" for miss in proof["missed"])  # a pair of the import; pools run in float
+
+
+@functools.cache
+def language_model(recipe: str) -> CompiledModel:
+    feeds = calibration("code_lm")[:3]
+    return qcompiler.compile(
+        reference("code_lm").path, target=SCHEMES[recipe][0], recipe=recipe, calibration=feeds, guard=False
+    )
+
+
+@BUILDER
+@pytest.mark.parametrize("recipe", SCHEMES)
+def test_every_product_of_a_language_model_runs_in_the_recipe_s_type(recipe: str) -> None:
+    proof = language_model(recipe).report.proof
+    assert proof.missed == ()
+    assert sum(SCHEMES[recipe][1] in kernel for kernel in proof.fused.values()) == 29
+
+
+@pytest.mark.parametrize("recipe", SCHEMES)
+def test_a_language_model_stays_close_to_float(recipe: str) -> None:
+    assert min(language_model(recipe).report.to_dict()["sqnr_db"].values()) >= SCHEMES[recipe][2]

@@ -16,9 +16,10 @@ from qcompiler.backends.readback import Planned, Proof, prove
 from qcompiler.engine import Engine, EngineOptions, ShapeRange
 from qcompiler.errors import TargetError
 from qcompiler.ir.serialize import save_model
+from qcompiler.passes.assign_float_type import AssignFloatType
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
-from qcompiler.passes.lower_openvino import LowerOpenvino
+from qcompiler.passes.lower_openvino import EXACT, LowerOpenvino
 from qcompiler.pipeline.base import Pass
 from qcompiler.quant.formats import FORMATS
 from qcompiler.targets.target import Target
@@ -73,6 +74,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def exact_forms(self) -> Mapping[str, str]:
+        """Return engine forms that ask for float32; none where the engine computes floats in that anyway."""
+        ...
+
     def draft(self) -> tuple[Pass, ...]:
         """Return passes from FUSED to a model that ONNX Runtime runs fast, with nearly the numbers of the lowered one.
 
@@ -111,7 +117,7 @@ class OrtBackend:
 
     def lowering(self, emit: str) -> tuple[Pass, ...]:
         """Return the passes from FUSED to LOWERED."""
-        return LowerOnnxruntime(emit=emit), AvoidEngineTraps()
+        return LowerOnnxruntime(emit=emit), AssignFloatType(), AvoidEngineTraps()
 
     def prove(self, planned: Sequence[Planned], model: ir.Model, options: EngineOptions) -> Proof:
         """Read the graph back that ONNX Runtime executes: always the optimized one, also where nothing is timed."""
@@ -124,6 +130,11 @@ class OrtBackend:
     def draft(self) -> tuple[Pass, ...]:
         """Return no passes: the lowered model serves."""
         return ()
+
+    @property
+    def exact_forms(self) -> Mapping[str, str]:
+        """Return none: floats are float32."""
+        return {}
 
     @property
     def version(self) -> str:
@@ -162,6 +173,11 @@ class OvBackend:
     def draft(self) -> tuple[Pass, ...]:
         """Return no passes: the lowered model serves."""
         return ()
+
+    @property
+    def exact_forms(self) -> Mapping[str, str]:
+        """Return the metadata that makes OpenVINO compute in float32."""
+        return EXACT
 
     @property
     def version(self) -> str:
@@ -210,6 +226,11 @@ class AbsentBackend:
     def draft(self) -> tuple[Pass, ...]:
         """Return no passes: the lowered model serves."""
         return ()
+
+    @property
+    def exact_forms(self) -> Mapping[str, str]:
+        """Return none: floats are float32."""
+        return {}
 
     def prove(self, planned: Sequence[Planned], model: ir.Model, options: EngineOptions) -> Proof:
         """Return a proof that says what is missing."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +24,7 @@ from qcompiler.backends.openvino_probe import survives
 from qcompiler.engine import Array, EngineOptions, EngineValue, Feeds, ModelLike, NodeCost, Profile, TensorInfo
 from qcompiler.errors import CalibrationError, ModelError, TargetError
 from qcompiler.ir.serialize import MAX_INLINE_BYTES, save_model, to_bytes, weight_bytes
-from qcompiler.passes.lower_openvino import EXACT, PRECISION
+from qcompiler.passes.lower_openvino import PRECISION
 
 DOMAIN = "openvino"
 """Of the operators in the graph that OpenVINO executes."""
@@ -249,8 +249,6 @@ class OvEngine:
     probe: bool = False
     _taken: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     name = "openvino"
-    exact_forms: ClassVar[Mapping[str, str]] = EXACT
-    """Engine forms under which float operators compute in float32, for models that bear nothing less."""
 
     @property
     def version(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -94,6 +95,12 @@ class Judge:
         self.expected = [runner.run(f) for f in self.feeds]
         self.carried = carried_outputs(self.feeds[0], self.expected[0]) if self.feeds else ()
         self.reference_metric = self._metric(runner)
+
+    def on(self, engine: Engine, options: EngineOptions) -> Judge:
+        """Return a judge with the same expectations that runs candidates on another engine."""
+        made = copy.copy(self)
+        made.engine, made.options = engine, options
+        return made
 
     @property
     def outputs(self) -> tuple[str, ...]:

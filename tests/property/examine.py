@@ -14,13 +14,13 @@ from qcompiler.backends.catalog import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Proof
 from qcompiler.calibration.observe import observe
-from qcompiler.decider import wanted_values
 from qcompiler.engine import Array, EngineOptions, Feeds
 from qcompiler.ir.graph import all_graphs
 from qcompiler.ir.importer import import_model
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.serialize import to_bytes
 from qcompiler.ir.text import print_model
+from qcompiler.observed import wanted_values
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.import_qdq import ImportQdq
 from qcompiler.pipeline.changed import FED, exposed, fed

@@ -11,7 +11,7 @@ from qcompiler.targets.target import load_target, target_names
 
 SCHEMES = {
     # recipe: scheme, form of products, of convolutions
-    "fp8": ("fp8", "static", "static"),
+    "fp8": ("fp8", "static-float", "static"),
     "int8": ("int8", "dynamic", "static"),
     "int8-weights": ("int8-weights", "weight-only", "weight-only"),
     "int4-weights": ("int4-weights", "weight-only", "float"),

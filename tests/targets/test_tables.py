@@ -336,6 +336,8 @@ def test_products_become_matmulnbits_and_nothing_else_is_quantized(recipe: str, 
         assert packed.dtype == np.uint8
         assert packed.shape == (values["N"], values["K"] // 32, 32 * bits // 8)
         assert scales.size == values["N"] * values["K"] // 32
+        assert scales.dtype == np.float16  # floats are float16 there, and activations are not to be rounded to 8 bits
+        assert "accuracy_level" not in values
     assert not nodes(proto, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     assert sqnr(made, source("transformer"), FAMILIES["transformer"].feeds()[0]) > least
 

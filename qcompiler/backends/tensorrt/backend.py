@@ -90,6 +90,11 @@ class TrtBackend:
         own = any(node.domain == TRT_DOMAIN for node in all_nodes(model))
         return (LowerTensorrt(standard=True), AssignFloatType()) if own else ()
 
+    @property
+    def exact_forms(self) -> Mapping[str, str]:
+        """Return none: types are what the graph says."""
+        return {}
+
     def draft(self) -> tuple[Pass, ...]:
         """Return passes that leave what is not quantized in float32."""
         from qcompiler.passes.lower_tensorrt import LowerTensorrt

@@ -13,7 +13,6 @@ from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Planned, Proof, planned_fusions, prove
 from qcompiler.backends.reference import Gap, ReferenceEngine, integer_gaps
 from qcompiler.calibration.observe import observe
-from qcompiler.decider import wanted_values
 from qcompiler.engine import Array, EngineOptions, Feeds
 from qcompiler.ir.graph import all_nodes
 from qcompiler.ir.importer import check_supported, finish, prepare
@@ -21,6 +20,7 @@ from qcompiler.ir.phase import Phase
 from qcompiler.ir.reader import read_model
 from qcompiler.ir.text import print_model
 from qcompiler.ir.verify import verify
+from qcompiler.observed import wanted_values
 from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fuse_qdq import FuseQdq
 from qcompiler.passes.insert_qdq import InsertQdq

@@ -13,8 +13,8 @@ import pytest
 from qcompiler.backends.readback import planned_fusions, prove
 from qcompiler.backends.reference import integer_gaps
 from qcompiler.calibration.observe import observe
-from qcompiler.decider import wanted_values
 from qcompiler.ir.importer import import_model
+from qcompiler.observed import wanted_values
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.fold_scales import FoldScales

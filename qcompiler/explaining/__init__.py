@@ -1,0 +1,1 @@
+"""Say why a build is as it is: causes, differences, blame, locks."""
