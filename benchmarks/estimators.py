@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from subjects import ROOT, Subject, list_subjects, load_subject
 
-from qcompiler.backends.catalog import OrtBackend
+from qcompiler.backends.backend import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.readers import as_feed_source

@@ -31,7 +31,7 @@ from tensorrt_tables import Case, CaseResult, write_tensorrt
 
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.tensorrt.probe import Prober
-from qcompiler.compiler import Compilation
+from qcompiler.compilation import Compilation
 from qcompiler.dataset import Dataset
 from qcompiler.decisions import Decisions
 from qcompiler.engine import Engine, EngineOptions, Runner

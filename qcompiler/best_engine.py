@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from qcompiler.backends.openvino import INSTALL
+from qcompiler.compilation import Compilation
 from qcompiler.compiled import CompiledModel
-from qcompiler.compiler import Compilation
 from qcompiler.engine import Runner
 from qcompiler.errors import ModelError
 from qcompiler.options import ModelSource, Options, read_decisions, runs_here

@@ -43,7 +43,7 @@ from qcompiler.errors import CalibrationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qcompiler.backends.catalog import Written
+    from qcompiler.backends.backend import Written
     from qcompiler.calibration.source_options import SourceOptions
     from qcompiler.compiled import CompiledModel
 
@@ -180,7 +180,7 @@ def write_results(compiled: CompiledModel, output: Path, report: Path | None = N
     Raises:
         QCompilerError: a file cannot be written.
     """
-    from qcompiler.backends.catalog import Written
+    from qcompiler.backends.backend import Written
     from qcompiler.compiled import staged_text
 
     if report is None:

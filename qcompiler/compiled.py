@@ -11,7 +11,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompiler.backends.catalog import Written, open_backend
+from qcompiler.backends.backend import Written
+from qcompiler.backends.catalog import open_backend
 from qcompiler.backends.onnxruntime import OrtRunner
 from qcompiler.decisions import Decisions
 from qcompiler.engine import EngineOptions, ShapeRange

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from qcompiler.backends.catalog import Backend
+from qcompiler.backends.backend import Backend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import ENGINE_REFUSED, Planned, Proof, planned_fusions
 from qcompiler.engine import Engine, EngineOptions

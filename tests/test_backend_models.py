@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
 import qcompiler
-from qcompiler.backends.catalog import OrtBackend
+from qcompiler.backends.backend import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.readers import random_feeds

@@ -14,7 +14,7 @@ import pytest
 
 import qcompiler
 from qcompiler.backends.onnxruntime import OrtEngine
-from qcompiler.compiler import CompiledModel
+from qcompiler.compiled import CompiledModel
 from qcompiler.engine import EngineOptions
 from qcompiler.ir.graph import all_nodes, const_array, is_op
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from qcompiler.backends.catalog import AbsentBackend, Backend, OvBackend, Written, save_onnx
+from qcompiler.backends.backend import AbsentBackend, Backend, OvBackend, Written, save_onnx
 from qcompiler.backends.onnxruntime import OrtEngine, OrtRunner
 from qcompiler.engine import EngineOptions, ModelLike
 from qcompiler.errors import TargetError

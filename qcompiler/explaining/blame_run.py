@@ -13,8 +13,8 @@ import onnx_ir as ir
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.calibration.readers import as_feed_source
 from qcompiler.calibration.statistics import Statistics
+from qcompiler.compilation import Compilation
 from qcompiler.compiled import CompiledModel, decisions_path
-from qcompiler.compiler import Compilation
 from qcompiler.decisions import Decisions
 from qcompiler.engine import EngineOptions, Feeds
 from qcompiler.errors import CalibrationError, PassError, QCompilerError

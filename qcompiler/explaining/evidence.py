@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qcompiler.compilation import Compilation
 from qcompiler.compiled import CompiledModel
-from qcompiler.compiler import Compilation
 from qcompiler.errors import QCompilerError
 from qcompiler.ir.graph import all_nodes, origins
 from qcompiler.ir.reader import read_model

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompiler.backends.catalog import open_backend
-from qcompiler.compiler import Compilation
+from qcompiler.compilation import Compilation
 from qcompiler.engine import EngineOptions
 from qcompiler.errors import ModelError, QCompilerError
 from qcompiler.explaining.accounts import account_for, group_accounts

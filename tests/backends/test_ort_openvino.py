@@ -12,7 +12,8 @@ import pytest
 
 import qcompiler
 from qcompiler.backends import ort_openvino
-from qcompiler.backends.catalog import AbsentBackend, engine_of, open_backend
+from qcompiler.backends.backend import AbsentBackend
+from qcompiler.backends.catalog import engine_of, open_backend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.compiled import CompiledModel
 from qcompiler.engine import EngineOptions

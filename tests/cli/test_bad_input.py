@@ -307,7 +307,7 @@ def test_an_unexpected_error_is_one_line_too(place: Any, call: Any, monkeypatch:
     def broken(*_: object) -> None:
         raise LookupError("first\nsecond")
 
-    monkeypatch.setattr("qcompiler.compiler.import_model", lambda *_, **__: broken())
+    monkeypatch.setattr("qcompiler.compilation.import_model", lambda *_, **__: broken())
     outcome = call("compile", *basic(place))
     assert outcome.code == 2
     assert outcome.stderr.startswith("error: internal error: LookupError: first second; please report it")
@@ -323,7 +323,7 @@ def test_errors_of_the_system(
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("qcompiler.compiler.import_model", broken)
+    monkeypatch.setattr("qcompiler.compilation.import_model", broken)
     compile_refused(place, call, basic(place), text)
 
 
@@ -331,7 +331,7 @@ def test_an_interrupt_ends_with_130(place: Any, call: Any, monkeypatch: pytest.M
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qcompiler.compiler.import_model", interrupted)
+    monkeypatch.setattr("qcompiler.compilation.import_model", interrupted)
     before = place.files()
     outcome = call("compile", *basic(place))
     assert (outcome.code, outcome.stderr) == (130, "interrupted\n")

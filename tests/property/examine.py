@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from qcompiler.backends.catalog import OrtBackend
+from qcompiler.backends.backend import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import Proof
 from qcompiler.calibration.observe import observe

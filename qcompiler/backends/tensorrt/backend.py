@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompiler.backends.catalog import Written, save_onnx
+from qcompiler.backends.backend import RunsLowered, Written, save_onnx
 from qcompiler.backends.onnxruntime import OrtEngine, OrtRunner
 from qcompiler.backends.readback import Planned, Proof
 from qcompiler.backends.tensorrt.api import TENSORRT, find_flavours
@@ -43,7 +43,7 @@ class PlainOrtEngine(OrtEngine):
 
 
 @dataclass(frozen=True)
-class TrtBackend:
+class TrtBackend(RunsLowered):
     """TensorRT for one compute capability; ONNX Runtime computes what accuracy is measured on.
 
     Attributes:
@@ -89,11 +89,6 @@ class TrtBackend:
 
         own = any(node.domain == TRT_DOMAIN for node in all_nodes(model))
         return (LowerTensorrt(standard=True), AssignFloatType()) if own else ()
-
-    @property
-    def exact_forms(self) -> Mapping[str, str]:
-        """Return none: types are what the graph says."""
-        return {}
 
     def draft(self) -> tuple[Pass, ...]:
         """Return passes that leave what is not quantized in float32."""
