@@ -26,9 +26,9 @@ pytestmark = [
 
 LEAST_DB = {
     "mnist_cnn_opset8": 35.0, "resnet8_cifar10": 20.0, "resnet8_cifar10_int8": 30.0, "vww_mobilenetv1": 25.0,
-    "silero_vad": 18.0, "stories260k": 28.0,
+    "silero_vad": 15.0, "stories260k": 28.0,
 }  # fmt: skip
-"""Least SQNR in dB without the accuracy guard; silero_vad needs that guard for its carried state."""
+"""Least SQNR in dB without the accuracy guard; silero_vad, whose state is judged in a loop, needs that guard."""
 METRICS = {"top1": 1, "auc": 1, "loss": -1}
 """Figures to compare, and whether more (1) or less (-1) is better."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,6 +75,9 @@ class Judge:
 
     The reference outputs are computed once and kept: set-aside feeds are few and outputs are small beside activations.
     They come from another engine (``truth``) where the candidates' own computes float in less than float32.
+
+    A model with a state is run in a loop: each feed but the first gets the state that the model itself gave for the
+    feed before, so that errors accumulate as they will in use. The reference runs in a loop of its own.
     """
 
     def __init__(
@@ -92,8 +95,8 @@ class Judge:
         self.class_like = frozenset(class_like)
         self.metric, self.metric_feeds = metric, list(metric_feeds)
         runner = (truth or engine).load(reference, options)
-        self.expected = [runner.run(f) for f in self.feeds]
-        self.carried = carried_outputs(self.feeds[0], self.expected[0]) if self.feeds else ()
+        self.states = carried_states(self.feeds[0], runner.run(self.feeds[0])) if self.feeds else {}
+        self.expected = list(self._run(runner))
         self.reference_metric = self._metric(runner)
 
     def on(self, engine: Engine, options: EngineOptions) -> Judge:
@@ -101,6 +104,20 @@ class Judge:
         made = copy.copy(self)
         made.engine, made.options = engine, options
         return made
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Return the names of the outputs that are a state."""
+        return tuple(self.states)
+
+    def _run(self, runner: Runner) -> Iterator[dict[str, Array]]:
+        """Run all feeds, each on the state that the one before left, where its shape is the same."""
+        left: dict[str, Array] = {}
+        for feed in self.feeds:
+            fitting = {name: array for name, array in left.items() if array.shape == feed[name].shape}
+            results = runner.run({**feed, **fitting})
+            left = {given: results[name] for name, given in self.states.items()}
+            yield results
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -111,8 +128,7 @@ class Judge:
         """Run a candidate on all feeds and compare."""
         runner = self.engine.load(model, self.options)
         power: dict[str, _Power] = {}
-        for feed, expected in zip(self.feeds, self.expected, strict=True):
-            actual = runner.run(feed)
+        for actual, expected in zip(self._run(runner), self.expected, strict=True):
             for name, wanted in expected.items():
                 if not isinstance(wanted, np.ndarray):
                     continue  # a sequence or an absent optional: there is no one array to compare
@@ -177,20 +193,20 @@ def class_like_outputs(model: ir.Model) -> tuple[str, ...]:
     return tuple(found)
 
 
-def carried_outputs(feed: Feeds, outputs: Mapping[str, Array]) -> tuple[str, ...]:
-    """Return the outputs that look like a state carried to the next step: errors in them accumulate.
+def carried_states(feed: Feeds, outputs: Mapping[str, Array]) -> dict[str, str]:
+    """Return output to input, of the outputs that look like a state for the next step: errors in them accumulate.
 
     Such an output has the shape and type of a float input beside others, and its name begins like that input's
-    (``state`` and ``stateN``, ``h0`` and ``hn``).
+    (``state`` and ``stateN``, ``h0`` and ``hn``). An input is the state of one output.
     """
     if len(feed) < 2:
-        return ()
-    found = []
+        return {}
+    found: dict[str, str] = {}
     for name, array in outputs.items():
         for source, given in feed.items():
             stem = source.rstrip("0123456789_.").removesuffix("_in").lower()
-            alike = stem and name.lower().startswith(stem)
+            alike = stem and name.lower().startswith(stem) and source not in found.values()
             if alike and given.dtype == array.dtype and given.dtype.kind == "f" and given.shape == array.shape:
-                found.append(name)
+                found[name] = source
                 break
-    return tuple(found)
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qcompiler.engine import Array, EngineOptions, Feeds, ModelLike, Profile, TensorInfo
-from qcompiler.search.quality import CEILING, Judge, Quality, carried_outputs, class_like_outputs, sqnr_db
+from qcompiler.search.quality import CEILING, Judge, Quality, carried_states, class_like_outputs, sqnr_db
 from tests.search.nets import net
 
 F = np.float32
@@ -238,4 +238,52 @@ def state(*shape: int, dtype: type = F) -> Array:
 def test_states_are_known_by_name_shape_and_type(
     inputs: dict[str, Array], outputs: dict[str, Array], expected: tuple[str, ...]
 ) -> None:
-    assert carried_outputs(inputs, outputs) == expected
+    assert tuple(carried_states(inputs, outputs)) == expected
+
+
+def test_an_input_is_the_state_of_one_output_only() -> None:
+    outputs = {"h_last": state(2, 4), "h_mean": state(2, 4)}
+    assert carried_states({"x": state(1, 8), "h": state(2, 4)}, outputs) == {"h_last": "h"}
+
+
+@dataclass(frozen=True)
+class Leaky:
+    """A unit with a state: h' = keep h + x, y = h'."""
+
+    keep: float
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        h = (self.keep * feeds["h"].astype(np.float64) + feeds["x"]).astype(F)
+        return {"y": h, "hN": h}
+
+
+class Units:
+    """An engine whose models are numbers: what the unit keeps."""
+
+    def load(self, model: ModelLike, options: EngineOptions = EngineOptions()) -> Leaky:
+        return Leaky(float(str(model)))
+
+
+def test_a_state_is_judged_in_a_loop_where_its_errors_add_up() -> None:
+    steps, keep, off = 6, 1.0, 0.9
+    given: list[Feeds] = [{"x": np.full(3, 1.0, F), "h": np.full(3, 1.0, F)} for _ in range(steps)]
+    judge = Judge(Units(), str(keep), given)  # type: ignore[arg-type]
+    assert judge.carried == ("hN",)
+    wanted, actual = [1.0], [1.0]
+    for _ in range(steps):
+        wanted.append(keep * wanted[-1] + 1.0)
+        actual.append(off * actual[-1] + 1.0)
+    true, found = np.asarray(wanted[1:]), np.asarray(actual[1:])
+    expected = 10.0 * math.log10(float(np.square(true).sum() / np.square(true - found).sum()))
+    assert judge(str(off)).sqnr_db == pytest.approx({"y": expected, "hN": expected}, abs=1e-4)
+    one_step = 20.0 * math.log10(2.0 / 0.1)  # as if the state were given anew at every step
+    assert expected < one_step - 10.0
+    assert judge(str(keep)).sqnr_db == {"y": CEILING, "hN": CEILING}
+
+
+def test_a_feed_of_another_batch_brings_its_own_state() -> None:
+    given: list[Feeds] = [{"x": np.ones(n, F), "h": np.zeros(n, F)} for n in (3, 2, 2)]
+    judge = Judge(Units(), "0.5", given)  # type: ignore[arg-type]
+    assert [list(e["y"]) for e in judge.expected] == [[1.0] * 3, [1.0] * 2, [1.5] * 2]
