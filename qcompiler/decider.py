@@ -85,6 +85,7 @@ class Decider:
         if not setting.timed:
             default = self._with_legal_matmul(default)
         if not setting.guard:
+            self.why |= {name: f"{form}: by override" for name, form in pinned.items()}
             return propose(self.workshop.groups, default, pinned), {}
         feed = self.timing_feed = self._sample_feed() if setting.timed else None
         engine_forms: dict[str, str] = {}

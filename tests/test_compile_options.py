@@ -96,6 +96,17 @@ def test_a_glob_keeps_groups_in_float(tmp_path: Path) -> None:
     assert {n for n, f in forms.items() if f == "dynamic"} == {"/mlp/up", "/mlp/down"}
 
 
+def test_the_report_says_that_an_override_decided(tmp_path: Path) -> None:
+    (tmp_path / "pins.toml").write_text('[[override]]\nmatch = "/mlp/up"\nform = "float"\n')
+    for guard in (False, True):
+        made = qcompiler.compile(
+            source("transformer"), calibration=FAMILIES["transformer"].feeds(), guard=guard,
+            overrides=tmp_path / "pins.toml",
+        )  # fmt: skip
+        why = {g.group: g.why for g in made.report.groups}
+        assert why["/mlp/up"] == "float: by override"
+
+
 def test_a_later_override_wins(tmp_path: Path) -> None:
     text = '[[override]]\nmatch = "*"\nform = "float"\n[[override]]\nmatch = "/mlp/up"\nform = "static-float"\n'
     forms = overridden(tmp_path, text)
