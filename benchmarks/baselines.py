@@ -56,7 +56,7 @@ class Form:
     engine: str = ""
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
     """Hand feeds to ONNX Runtime's quantizer one by one."""
 
     def __init__(self, feeds: Feeds) -> None:

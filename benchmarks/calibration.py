@@ -21,12 +21,10 @@ import typer
 from calibration_tables import GENERATOR_MODELS, VARIANTS, Figures, ModelRow, Results, Variant, markdown, merged
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from subjects import DEMO, ROOT, list_subjects
+from subjects import DEMO, RESULTS, list_subjects, models_folder
 
 from qcompiler.targets.host import detect
 
-SHARED_MODELS = ROOT.parent / "shared" / "models"
-RESULTS = ROOT / "benchmarks" / "results"
 WORKER = Path(__file__).resolve().parent / "calibration_worker.py"
 USUAL = ("minilm_l6", "yolox_nano", "efficientnet_lite0", "vit_cifar10")
 """Models that are measured where the folder has them; else all that it has."""
@@ -141,7 +139,7 @@ def main(
 ) -> None:
     """Measure models, generators and reductions one process at a time, and write the tables."""
     console = Console(width=200)
-    folder = models if models is not None else SHARED_MODELS if (SHARED_MODELS / "load.py").is_file() else None
+    folder = models_folder(models)
     wanted = parts.split(",")
     try:
         if unknown := set(wanted) - set(PARTS):

@@ -7,23 +7,19 @@ is narrowed by ``--only`` or ``--forms`` writes ``cpu-partial.*``, so that it ne
 from __future__ import annotations
 
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from baselines import FLOAT, FORMS, form_named
 from building import GIB, Limits
-from measuring import ModelResult, Plan, measure
+from measuring import ModelResult, Plan, context, measure, summary
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from subjects import ROOT, list_subjects
+from subjects import RESULTS, list_subjects, models_folder
 from tables import write_results
 
-from qcompiler.targets.host import detect
-
-SHARED_MODELS = ROOT.parent / "shared" / "models"
-RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("onnxruntime", "onnx", "numpy", "qcompiler")
 
 
 def main(
@@ -37,7 +33,7 @@ def main(
 ) -> None:
     """Measure every model in every form, interleaved, and write the tables."""
     console = Console()
-    folder = models if models is not None else SHARED_MODELS if (SHARED_MODELS / "load.py").is_file() else None
+    folder = models_folder(models)
     try:
         subjects = list_subjects(folder)
         chosen = [form_named(name) for name in forms.split(",")] if forms else list(FORMS)
@@ -59,32 +55,14 @@ def main(
             result = measure(group, name, plan, lambda text: progress.update(task, description=text))
             results.append(result)
             progress.advance(task)
-            progress.console.print(_line(result))
-            written = write_results(output, stem, results, _context(rounds, seconds))
+            progress.console.print(summary(result))
+            written = write_results(output, stem, results, context(PACKAGES, rounds, seconds))
     console.print("wrote " + ", ".join(str(path) for path in written))
 
 
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console)
-
-
-def _line(result: ModelResult) -> str:
-    parts = []
-    for name, form in result.forms.items():
-        if name != FLOAT:
-            figure = "failed" if form.speedup is None else f"{form.speedup:.2f}" + ("" if form.holds else " inaccurate")
-            parts.append(f"{name} {figure}")
-    return f"{result.name}: {', '.join(parts)}"
-
-
-def _context(rounds: int, seconds: float) -> dict[str, str]:
-    processor = detect()
-    return {
-        "processor": f"{processor.model} ({processor.machine}; {', '.join(sorted(processor.features))})",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "onnx", "numpy", "qcompiler")),
-        "timing": f"1 thread, the forms of a model interleaved, at least {rounds} rounds and {seconds:g} s for each",
-    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from rich.console import Console
-from subjects import ROOT, Subject, list_subjects, load_subject
+from subjects import RESULTS, Subject, list_subjects, load_subject, models_folder
 
 from qcompiler.backends.backend import OrtBackend
 from qcompiler.backends.onnxruntime import OrtEngine
@@ -40,8 +40,6 @@ from qcompiler.targets.placement import Policy, propose
 from qcompiler.targets.target import load_target
 from qcompiler.workshop import Workshop
 
-SHARED_MODELS = ROOT.parent / "shared" / "models"
-RESULTS = ROOT / "benchmarks" / "results"
 PER_TENSOR = "per tensor"
 """Column of the rule that needs no measurement: least squared error behind the function that follows."""
 AUTO = "auto"
@@ -175,7 +173,7 @@ def main(
 ) -> None:
     """Measure every model under every estimator and write the table."""
     console = Console(width=200)
-    folder = models if models is not None else SHARED_MODELS if (SHARED_MODELS / "load.py").is_file() else None
+    folder = models_folder(models)
     rows: list[Row] = []
     for group, name in list_subjects(folder):
         if only and name not in only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from subjects import Array, Outputs, Subject, load_subject
 
 from qcompiler.engine import Runner
 from qcompiler.search.timing import interleave
+from qcompiler.targets.host import detect
 
 Say = Callable[[str], None]
 MOST_ROUNDS = 1_000_000
@@ -167,3 +169,23 @@ def usable_means(results: Sequence[ModelResult], rivals: Sequence[str], *ours: s
                 row[form] = geometric_mean(r.forms[form].usable_speedup for r in members if form in r.forms)
         means[group] = row
     return means
+
+
+def summary(result: ModelResult) -> str:
+    """Return a model's speed-ups in one line."""
+    parts = []
+    for name, form in result.forms.items():
+        if name != FLOAT:
+            figure = "failed" if form.speedup is None else f"{form.speedup:.2f}" + ("" if form.holds else " inaccurate")
+            parts.append(f"{name} {figure}")
+    return f"{result.name}: {', '.join(parts)}"
+
+
+def context(packages: Sequence[str], rounds: int, seconds: float) -> dict[str, str]:
+    """Return what figures of this run depend on: processor, versions of packages, how they were timed."""
+    processor = detect()
+    return {
+        "processor": f"{processor.model} ({processor.machine}; {', '.join(sorted(processor.features))})",
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+        "timing": f"1 thread, the forms of a model interleaved, at least {rounds} rounds and {seconds:g} s for each",
+    }

@@ -14,23 +14,20 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from baselines import FLOAT, NNCF_PYTHON, OPENVINO_FORMS
+from baselines import NNCF_PYTHON, OPENVINO_FORMS
 from building import GIB, Limits
-from cpu import RESULTS, SHARED_MODELS
-from measuring import ModelResult, Plan, measure
+from measuring import ModelResult, Plan, context, measure, summary
 from openvino_tables import write_openvino
 from rich.console import Console
 from scoring import FormResult
-from subjects import list_subjects
-
-from qcompiler.targets.host import detect
+from subjects import RESULTS, list_subjects, models_folder
 
 DONE = "figures.json"
+PACKAGES = ("openvino", "onnxruntime", "onnx", "numpy", "qcompiler")
 
 
 def main(
@@ -45,7 +42,7 @@ def main(
 ) -> None:
     """Measure every model that is not done yet in every form, interleaved, and write the tables."""
     console = Console()
-    folder = models if models is not None else SHARED_MODELS if (SHARED_MODELS / "load.py").is_file() else None
+    folder = models_folder(models)
     try:
         subjects = list_subjects(folder)
     except FileNotFoundError as error:
@@ -64,9 +61,9 @@ def main(
             continue
         result = measure(group, name, plan, lambda text: console.print(text, style="dim"))
         done.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-        console.print(_line(result))
+        console.print(summary(result))
     results = _finished(work, subjects)
-    written = write_openvino(output, results, _context(rounds, seconds))
+    written = write_openvino(output, results, context(PACKAGES, rounds, seconds))
     console.print("wrote " + ", ".join(str(path) for path in written))
 
 
@@ -79,25 +76,6 @@ def _finished(work: Path, subjects: Sequence[tuple[str, str]]) -> list[ModelResu
             forms = {form: FormResult(**figures) for form, figures in data.pop("forms").items()}
             found.append(ModelResult(**data, forms=forms))
     return found
-
-
-def _line(result: ModelResult) -> str:
-    parts = []
-    for name, form in result.forms.items():
-        if name != FLOAT:
-            figure = "failed" if form.speedup is None else f"{form.speedup:.2f}" + ("" if form.holds else " inaccurate")
-            parts.append(f"{name} {figure}")
-    return f"{result.name}: {', '.join(parts)}"
-
-
-def _context(rounds: int, seconds: float) -> dict[str, str]:
-    processor = detect()
-    packages = ("openvino", "onnxruntime", "onnx", "numpy", "qcompiler")
-    return {
-        "processor": f"{processor.model} ({processor.machine}; {', '.join(sorted(processor.features))})",
-        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
-        "timing": f"1 thread, the forms of a model interleaved, at least {rounds} rounds and {seconds:g} s for each",
-    }
 
 
 if __name__ == "__main__":

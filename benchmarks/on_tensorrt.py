@@ -23,10 +23,9 @@ from typing import Annotated
 
 import onnx_ir as ir
 import typer
-from cpu import RESULTS, SHARED_MODELS
 from rich.console import Console
 from scoring import SqnrMeter, holds
-from subjects import Outputs, Subject, list_subjects, load_subject
+from subjects import RESULTS, Array, Outputs, Subject, list_subjects, load_subject, models_folder
 from tensorrt_tables import Case, CaseResult, write_tensorrt
 
 from qcompiler.backends.onnxruntime import OrtEngine
@@ -73,7 +72,7 @@ def main(
 ) -> None:
     """Compile and measure every case that is not done yet, and write the tables."""
     console = Console()
-    folder = models if models is not None else SHARED_MODELS if (SHARED_MODELS / "load.py").is_file() else None
+    folder = models_folder(models)
     try:
         subjects = list_subjects(folder)
     except FileNotFoundError as error:
@@ -125,8 +124,8 @@ def _measure_reference(subject: Subject) -> Reference:
 
 
 def _run(subject: Subject, runner: Runner, names: Sequence[str]) -> list[Outputs]:
-    def one(feed: object) -> Outputs:
-        found = runner.run(feed)  # type: ignore[arg-type]
+    def one(feed: Mapping[str, Array]) -> Outputs:
+        found = runner.run(feed)
         return [found[name] for name in names]
 
     return subject.run_all(one)

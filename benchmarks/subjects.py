@@ -13,6 +13,8 @@ from typing import Any
 import numpy.typing as npt
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SHARED_MODELS = ROOT.parent / "shared" / "models"
 DEMO = "demo"
 """Group of the models in ``examples/``."""
 
@@ -71,6 +73,13 @@ def load_module(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
     return module
+
+
+def models_folder(given: Path | None) -> Path | None:
+    """Return the folder of models that was asked for, else the one beside the checkout, if it is there."""
+    if given is not None:
+        return given
+    return SHARED_MODELS if (SHARED_MODELS / "load.py").is_file() else None
 
 
 def list_subjects(models: Path | None) -> list[tuple[str, str]]:

@@ -211,8 +211,8 @@ def _from_product(value: ir.Value) -> bool:
     """Return whether a Conv, MatMul or Gemm gives a value, its bias and activation included."""
     node = value.producer()
     for _ in range(2):  # at most an activation and an Add of a bias in between
-        if is_op(node, "Relu", "Clip") or (is_op(node, "Add") and node is not None and _adds_constant(node)):
-            first = next((v for v in node.inputs if v is not None and const_array(v) is None), None)  # type: ignore[union-attr]
+        if node is not None and (is_op(node, "Relu", "Clip") or (is_op(node, "Add") and _adds_constant(node))):
+            first = next((v for v in node.inputs if v is not None and const_array(v) is None), None)
             node = None if first is None or len(first.uses()) != 1 else first.producer()
     return is_op(node, "Conv", "MatMul", "Gemm", "ConvTranspose")
 
@@ -236,7 +236,8 @@ def _write_out_dequantize(rewriter: Rewriter, node: ir.Node) -> None:
     if numbers is None or source is None or _plain(numbers) or attr_int(node, "block_size", 0):
         return
     scale, zero, _ = numbers
-    if const_array(source) is not None and const_array(source).dtype != np.uint8:  # type: ignore[union-attr]
+    constant = const_array(source)
+    if constant is not None and constant.dtype != np.uint8:
         return
     out = node.outputs[0]
     shape = _along(scale, rank_of(source), attr_int(node, "axis", 1))

@@ -29,7 +29,7 @@ class RemoveUnused(Pass):
                     del graph.initializers[name]
                     removed += 1
         functions = len(state.model.functions)
-        RemoveUnusedFunctionsPass()(state.model)  # type: ignore[no-untyped-call]
+        RemoveUnusedFunctionsPass()(state.model)  # type: ignore[no-untyped-call]  # onnx-ir declares no types
         return removed + functions - len(state.model.functions)
 
 

@@ -99,7 +99,7 @@ def _fold_into_norm(
         return False
     for index, weight in enumerate(weights, start=1):
         assert weight is not None
-        name = str(norm.inputs[index].name)  # type: ignore[union-attr]
+        name = str(norm.inputs[index].name)  # type: ignore[union-attr]  # it has a weight
         rewriter.set_input(norm, index, rewriter.constant((weight / scale).astype(np.float32), f"{name}{MARK}"))
     return True
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.ir.analysis import bodies
 from qcompiler.ir.graph import consumers, is_op, origins
 from qcompiler.ir.text import tensor_text, type_text
 from qcompiler.quant.plan import QuantPlan
@@ -142,14 +143,14 @@ class _Reader:
         inputs = tuple("" if v is None or v.is_initializer() else str(v.name) for v in node.inputs)
         named = [v for v in node.outputs if v.name]
         outputs, types = tuple(str(v.name) for v in named), tuple(type_text(v) for v in named)
-        bodies = list(_bodies(node))
+        held = list(bodies(node))
         made = ViewNode(
             name, op, self.lines.get(name, f"{name}: {op}"), inputs, outputs, types, origins(node),
-            "other" if bodies else self._precision(node), is_op(node, *_CONVERSIONS), _numbers(node), parent,
+            "other" if held else self._precision(node), is_op(node, *_CONVERSIONS), _numbers(node), parent,
         )  # fmt: skip
-        captured = tuple(n for body in bodies for n in _captured(body))
+        captured = tuple(n for body in held for n in _captured(body))
         self._add(made, (*inputs, *captured))
-        for body in bodies:
+        for body in held:
             self.graph(body, index)
 
     def _add(self, node: ViewNode, reads: tuple[str, ...]) -> None:
@@ -229,22 +230,12 @@ def _lines_by_name(text: str, names: set[str]) -> dict[str, str]:
     return found
 
 
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
 def _captured(body: ir.Graph) -> Iterator[str]:
     """Yield the names that a body reads, its own among them (those have their maker inside)."""
     yield from (str(v.name) for v in body.outputs)
     for node in body:
         yield from (str(v.name) for v in node.inputs if v is not None and not v.is_initializer())
-        for inner in _bodies(node):
+        for inner in bodies(node):
             yield from _captured(inner)
 
 
