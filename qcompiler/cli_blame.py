@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from qcompiler.cli_data import DataSettings, Images, Tokenizer, read_source_options
 from qcompiler.cli_files import check_outputs
 from qcompiler.cli_options import SOURCE_HELP, Model, Quiet, Shapes, load_metric, parse_shapes
 from qcompiler.cli_progress import progress_lines
@@ -32,6 +33,9 @@ def blame_command(
         Path | None, typer.Option(metavar="FILE", help="The decisions record, if not beside COMPILED.")
     ] = None,
     feeds: Annotated[int, typer.Option(min=1, metavar="N", help="Feeds to measure on at most.")] = 8,
+    images: Images = None,
+    tokenizer: Tokenizer = None,
+    data: DataSettings = None,
     shapes: Shapes = None,
     apply: Annotated[bool, typer.Option("--apply", help="Recompile with overrides until the bounds hold.")] = False,
     output: Annotated[
@@ -66,8 +70,11 @@ def blame_command(
         raise PassError("--override names where the overrides of --apply go: give --apply as well")
     check_outputs({"output": output, "override file": override}, {"model": model, "compiled model": compiled})
     score = None if metric is None else load_metric(metric)
+    sources = read_source_options(images, tokenizer, data)
     with progress_lines(quiet or as_json) as progress:
-        options = Options(metric=score, budget=budget, shapes=parse_shapes(shapes) or None, progress=progress)
+        options = Options(
+            metric=score, budget=budget, shapes=parse_shapes(shapes) or None, progress=progress, sources=sources
+        )
         accused = accuse(
             str(model), compiled, evaluation, decisions=decisions, calibration=calibration, options=options, feeds=feeds
         )

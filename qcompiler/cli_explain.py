@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qcompiler.cli_data import DataSettings, Images, Synthetic, Tokenizer, read_source_options
 from qcompiler.cli_options import (
     SOURCE_HELP,
     Quiet,
@@ -35,8 +36,11 @@ def explain_command(
     target: Target = "host",
     recipe: Annotated[str, typer.Option(help="int8, int8-static, int8-dynamic, or the path of a .toml.")] = "int8",
     calibration: Source = None,
-    synthetic: Annotated[int | None, typer.Option("--synthetic", min=1, metavar="N", help="Make N feeds up.")] = None,
+    synthetic: Synthetic = None,
     random_calibration: RandomFeeds = None,
+    images: Images = None,
+    tokenizer: Tokenizer = None,
+    data: DataSettings = None,
     override: Annotated[Path | None, typer.Option(metavar="FILE", help="A .toml with [[override]] rows.")] = None,
     metric: Annotated[str | None, typer.Option(metavar="FILE.py:F", help="As for compile.")] = None,
     evaluation: Annotated[str | None, typer.Option(metavar="SRC", help=f"Feeds for the metric: {SOURCE_HELP}.")] = None,
@@ -82,9 +86,10 @@ def explain_command(
             target, recipe, calibration, override, None, None if metric is None else load_metric(metric), evaluation,
             parse_shape_ranges(shapes) or None, decisions, None, threads, guard,
             random_calibration=random_calibration or 0, synthetic_calibration=synthetic or 0,
+            sources=read_source_options(images, tokenizer, data),
         )  # fmt: skip
-        data = calibration is not None or bool(random_calibration or synthetic)
-        if not data and decisions is None and is_quantized(str(model)):
+        with_data = calibration is not None or bool(random_calibration or synthetic)
+        if not with_data and decisions is None and is_quantized(str(model)):
             made = explain_given(str(model), options, node)
         else:
             with progress_lines(quiet or as_json) as progress:

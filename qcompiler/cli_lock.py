@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from qcompiler.cli_data import DataSettings, Images, Synthetic, Tokenizer, read_source_options
 from qcompiler.cli_files import check_outputs
 from qcompiler.cli_options import (
     SOURCE_HELP,
@@ -34,8 +35,11 @@ def lock_command(
     target: Target = "host",
     recipe: Annotated[str, typer.Option(help="int8, int8-static, int8-dynamic, or the path of a .toml.")] = "int8",
     calibration: Source = None,
-    synthetic: Annotated[int | None, typer.Option("--synthetic", min=1, metavar="N", help="Make N feeds up.")] = None,
+    synthetic: Synthetic = None,
     random_calibration: RandomFeeds = None,
+    images: Images = None,
+    tokenizer: Tokenizer = None,
+    data: DataSettings = None,
     override: Annotated[Path | None, typer.Option(metavar="FILE", help="A .toml with [[override]] rows.")] = None,
     budget: Annotated[
         list[str] | None, typer.Option(metavar="B", help="A bound: drop<=0.5pt, drop<=1% or sqnr>=30.")
@@ -76,6 +80,7 @@ def lock_command(
         target, recipe, calibration, override, budget, None if metric is None else load_metric(metric), evaluation,
         parse_shape_ranges(shapes) or None, decisions, None, threads, guard, "auto" if emit is None else emit.value,
         random_calibration=random_calibration or 0, opset=opset, synthetic_calibration=synthetic or 0,
+        sources=read_source_options(images, tokenizer, data),
     )  # fmt: skip
     with progress_lines(quiet) as progress:
         made = compile_model(str(model), replace(options, progress=progress))

@@ -178,3 +178,40 @@ def test_a_record_of_another_model_is_refused(call: Call, tmp_path: Path) -> Non
     code, _, err = call("blame", tmp_path / "m.onnx", made.path, "--evaluation", tmp_path / "e.npz")
     assert code == 2
     assert "of another model" in err
+
+
+def _pictures(folder: Path) -> Path:
+    images = pytest.importorskip("PIL.Image")
+    folder.mkdir()
+    draw = np.random.default_rng(3)
+    for index in range(4):
+        images.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_explain_reads_pictures_as_told(call: Call, place: Path) -> None:
+    pictures = _pictures(place / "pictures")
+    found = []
+    for scale in ("1", "0.5"):
+        shared = ("--calibration", pictures, "--image", f"scale={scale}", "--image", "mean=0,0,0", *RULE)
+        code, out, _ = call("explain", place / "m.onnx", "/stem/Conv", *shared, "--no-errors", "--json")
+        assert code == 0
+        (account,) = json.loads(out)["accounts"]
+        found.append(next(p["scale"][0] for p in account["places"] if p["value"] == "x"))
+    assert found[0] / found[1] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_lock_and_blame_read_pictures_as_told(call: Call, place: Path) -> None:
+    pictures = _pictures(place / "pictures")
+    shared = ("--calibration", pictures, "--image", "scale=0.5", *RULE)
+    made, lock = place / "m.int8.onnx", place / "m.lock"
+    assert call("lock", place / "m.onnx", *shared, "-o", lock, "--compiled", made)[0] == 0
+    code, out, _ = call("blame", place / "m.onnx", made, "--evaluation", pictures, "--image", "scale=0.5", "--json")
+    assert code == 0
+    near = json.loads(out)
+    code, out, _ = call("blame", place / "m.onnx", made, "--evaluation", pictures, "--image", "scale=50", "--json")
+    far = json.loads(out)
+    assert min(far["outputs_db"].values()) < min(near["outputs_db"].values()) - 10
+    code, _, err = call("blame", place / "m.onnx", made, "--evaluation", pictures, "--image", "resize=twice")
+    assert code == 2
+    assert "resize" in err
