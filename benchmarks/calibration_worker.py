@@ -33,8 +33,7 @@ from qcompiler.calibration.statistics import Statistics
 from qcompiler.calibrator import calibrate_model
 from qcompiler.ir.graph import is_float
 from qcompiler.ir.importer import import_model
-from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.front import front_passes
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.state import CompileState
 from qcompiler.targets.target import load_target, target_names
@@ -142,7 +141,7 @@ def _usual(path: Path, feeds: list[Feeds], request: Request) -> Statistics:
 def _all_values(path: Path, feeds: list[Feeds], request: Request) -> Statistics:
     """Observe what ONNX Runtime observes as well: inputs and results of every node, as far as they are float."""
     state = CompileState(import_model(path), load_target(target_names()[0]))
-    Pipeline((ImportQdq(), Canonicalize())).run(state)
+    Pipeline(front_passes()).run(state)
     values = [*state.model.graph.inputs, *(v for node in state.model.graph.all_nodes() for v in node.outputs)]
     names = list(dict.fromkeys(str(v.name) for v in values if is_float(v)))
     with open_workers(request.executor) as workers:

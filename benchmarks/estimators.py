@@ -29,8 +29,7 @@ from qcompiler.engine import EngineOptions
 from qcompiler.estimating import ESTIMATOR_CHOICES, choose_estimators
 from qcompiler.ir.importer import import_model
 from qcompiler.observed import wanted_values
-from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.front import front_passes
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import Form
@@ -102,7 +101,7 @@ def prepare(subject: Subject, engine: OrtEngine, options: EngineOptions) -> tupl
     target = load_target(host_target_name(detect())[0])
     given = import_model(subject.path)
     state = CompileState(given.clone(), target)
-    Pipeline((ImportQdq(), Canonicalize())).run(state)
+    Pipeline(front_passes()).run(state)
     # Numbers of an imported quantized model would win over every estimator.
     state.imported.clear()
     workshop = Workshop(state, OrtBackend(), options, given=given)

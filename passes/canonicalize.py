@@ -27,6 +27,9 @@ from qcompiler.passes.recognize_gelu import RecognizeGelu
 from qcompiler.passes.recognize_layer_norm import RecognizeLayerNorm
 from qcompiler.passes.recognize_silu import RecognizeSilu
 from qcompiler.passes.remove_unused import RemoveUnused
+from qcompiler.passes.rewrite import RewritePass
+from qcompiler.patterns.catalog import offered_rules
+from qcompiler.patterns.language import Rule
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, Reassociates
 from qcompiler.pipeline.state import CompileState
@@ -80,6 +83,8 @@ CANONICALIZE = (
 class Canonicalize(Pass):
     """Run the passes of `CANONICALIZE` until none changes the graph, then merge equal constants.
 
+    Rules that installed packages offer for it are tried at the end of every round.
+
     Options:
         rounds: bound on the number of rounds.
     """
@@ -90,10 +95,11 @@ class Canonicalize(Pass):
     def run(self, state: CompileState) -> int:
         """Return the number of changes of all passes together."""
         infer_shapes(state.model)
+        steps = (*canonical_passes(), *((_OfferedRules(),) if offered_rules(self.name()) else ()))
         total = 0
         for _ in range(self.rounds):
             changed = 0
-            for step in canonical_passes():
+            for step in steps:
                 count = step.run(state)
                 # Shapes that become better known are no change of the graph: they alone warrant no further round.
                 changed += 0 if isinstance(step, InferShapes) else count
@@ -101,3 +107,16 @@ class Canonicalize(Pass):
             if not changed:
                 break
         return total + Deduplicate().run(state)
+
+
+@dataclass(frozen=True)
+class _OfferedRules(RewritePass):
+    """The rules that other packages offer for every canonical graph; there are no others."""
+
+    pass_name: ClassVar[str] = "canonicalize"
+    numerics: ClassVar[Contract] = Reassociates(1e-3)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Return none: `RewritePass` adds what is offered."""
+        return ()

@@ -35,10 +35,13 @@ from qcompiler.passes.recognize_layer_norm import RecognizeLayerNorm
 from qcompiler.passes.recognize_silu import RecognizeSilu
 from qcompiler.passes.remove_unused import RemoveUnused
 from qcompiler.passes.smooth_activations import SmoothActivations
+from qcompiler.passes.store_half_precision import StoreHalfPrecision
+from qcompiler.passes.widen_half_precision import WidenHalfPrecision
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.registry import PassRegistry
 
 PASSES: tuple[type[Pass], ...] = (
+    WidenHalfPrecision,
     ImportQdq,
     Canonicalize,
     RemoveUnused,
@@ -72,11 +75,13 @@ PASSES: tuple[type[Pass], ...] = (
     LowerTensorrt,
     AssignFloatType,
     AvoidEngineTraps,
+    StoreHalfPrecision,
 )
 """The shipped pass classes, in the order in which a build meets them."""
 
 DEFAULT_PIPELINE = (
-    "import-qdq,canonicalize,plan-quantization,insert-qdq,fold-scales,fuse-qdq,lower-onnxruntime,avoid-engine-traps"
+    "widen-half-precision,import-qdq,canonicalize,plan-quantization,insert-qdq,fold-scales,fuse-qdq,lower-onnxruntime,"
+    "avoid-engine-traps,store-half-precision"
 )
 """What `qcompiler.compile` runs, as a pipeline string."""
 

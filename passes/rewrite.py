@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+from qcompiler.patterns.catalog import offered_rules
 from qcompiler.patterns.engine import RuleRemark, apply_rules
 from qcompiler.patterns.language import Rule
 from qcompiler.pipeline.base import Pass
@@ -13,7 +14,10 @@ from qcompiler.pipeline.state import CompileState
 
 @dataclass(frozen=True)
 class RewritePass(Pass):
-    """A pass that applies `rules` until none fires; firings and near misses become remarks."""
+    """A pass that applies `rules` until none fires; firings and near misses become remarks.
+
+    Rules that installed packages offer for it (entry points ``qcompiler.rules``) are tried behind its own.
+    """
 
     @property
     @abstractmethod
@@ -27,7 +31,8 @@ class RewritePass(Pass):
         def note(remark: RuleRemark) -> None:
             state.remark(name, remark.node, remark.reason, remark.text, rule=remark.rule, done=remark.done)
 
-        report = apply_rules(state.model, self.rules, on_remark=note, allow=state.allow)
+        rules = (*self.rules, *offered_rules(name))
+        report = apply_rules(state.model, rules, on_remark=note, allow=state.allow)
         for gone, value in report.stands_for:
             # The numbers of an imported model go by the names of its values.
             if (numbers := state.imported.get(gone)) is not None:

@@ -23,12 +23,16 @@ from qcompiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from qcompiler.api import calibrate, compile, load
+    from qcompiler.api import calibrate, compile, compile_together, load
     from qcompiler.calibration.source_options import SourceOptions
     from qcompiler.calibration.statistics import Statistics
     from qcompiler.compiled import CompiledModel
+    from qcompiler.compiled_set import CompiledSet
     from qcompiler.decisions import Decisions
+    from qcompiler.doors.graphsurgeon import from_graphsurgeon as from_graphsurgeon
+    from qcompiler.doors.graphsurgeon import to_graphsurgeon as to_graphsurgeon
     from qcompiler.engine import ShapeRange
+    from qcompiler.ir_passes import ir_pass
     from qcompiler.recipes.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -37,6 +41,7 @@ __all__ = [
     "BudgetError",
     "CalibrationError",
     "CompiledModel",
+    "CompiledSet",
     "Decisions",
     "ModelError",
     "PassError",
@@ -49,6 +54,8 @@ __all__ = [
     "VerifyError",
     "calibrate",
     "compile",
+    "compile_together",
+    "ir_pass",
     "load",
 ]
 
@@ -56,13 +63,19 @@ __all__ = [
 _LAZY = {
     "calibrate": "qcompiler.api",
     "compile": "qcompiler.api",
+    "compile_together": "qcompiler.api",
+    "ir_pass": "qcompiler.ir_passes",
     "load": "qcompiler.api",
     "CompiledModel": "qcompiler.compiled",
+    "CompiledSet": "qcompiler.compiled_set",
     "Decisions": "qcompiler.decisions",
     "Recipe": "qcompiler.recipes.recipe",
     "ShapeRange": "qcompiler.engine",
     "SourceOptions": "qcompiler.calibration.source_options",
     "Statistics": "qcompiler.calibration.statistics",
+    # A door to another library: by name only, since a star import should not ask for it.
+    "from_graphsurgeon": "qcompiler.doors.graphsurgeon",
+    "to_graphsurgeon": "qcompiler.doors.graphsurgeon",
 }
 
 

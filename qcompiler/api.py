@@ -10,10 +10,12 @@ from qcompiler.backends.catalog import engine_backend, engine_of
 from qcompiler.calibration.source_options import SourceOptions
 from qcompiler.calibration.statistics import Parts, Statistics
 from qcompiler.compiled import CompiledModel
+from qcompiler.compiled_set import CompiledSet
 from qcompiler.compiler import compile_model
-from qcompiler.decisions import Decisions
+from qcompiler.decisions import Decisions, SetDecisions
 from qcompiler.engine import EngineOptions, Runner, ShapeRange
 from qcompiler.options import Calibration, ModelSource, Options, Progress
+from qcompiler.per_graph import check_graphs, one_of, option_of
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.search.quality import Metric
 
@@ -88,6 +90,99 @@ def compile(
         scheduler=scheduler,
     )  # fmt: skip
     return compile_model(model, options)
+
+
+def compile_together(
+    models: Mapping[str, ModelSource],
+    *,
+    target: str = "host",
+    recipe: str | Recipe = "int8",
+    calibration: Mapping[str, Calibration] | None = None,
+    overrides: str | Path | Mapping[str, str | Path] | None = None,
+    budget: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    metric: Metric | Mapping[str, Metric] | None = None,
+    evaluation: Mapping[str, Calibration] | None = None,
+    shapes: Mapping[str, Mapping[str, Sequence[int] | ShapeRange]] | None = None,
+    links: Mapping[str, str] | None = None,
+    decisions: SetDecisions | str | Path | None = None,
+    dump: str | Path | None = None,
+    threads: int | None = None,
+    guard: bool = True,
+    emit: str = "auto",
+    min_sqnr: float | Mapping[str, float] | None = None,
+    random_calibration: int = 0,
+    opset: int | None = None,
+    progress: Progress | None = None,
+    synthetic_calibration: int = 0,
+    sources: SourceOptions | None = None,
+    calibration_memory: int | None = None,
+    executor: Executor | str | None = None,
+    scheduler: str | None = None,
+) -> CompiledSet:
+    """Compile several graphs in one build; weights that they share are quantized alike and stored once.
+
+    What is said of one graph is given by its name: ``calibration={"decoder": feeds}``. The other arguments are as for
+    `compile`, and hold for all graphs. Guards hold for every graph by itself: none is slower than its float model or
+    below its accuracy bound. A graph that could not bear a shared weight as the others have it stores it in a form of
+    its own; ``report.deviations`` has the reasons and the bytes. Weights that several graphs have are never smoothed.
+
+    Args:
+        models: the graphs by name; they are not modified.
+        target: as for `compile`.
+        recipe: as for `compile`.
+        calibration: feeds by graph.
+        overrides: path of a .toml for all graphs, or one by graph.
+        budget: bounds for all graphs, or by graph.
+        metric: for all graphs that have evaluation feeds, or by graph.
+        evaluation: feeds for the metric by graph.
+        shapes: lengths by input name, by graph.
+        links: feeds that come out of another graph: ``{"decoder.encoder_hidden_states": "encoder.last_hidden_state"}``;
+            ``*`` stands for any text, the same at both ends (``{"next.past_*": "first.present_*"}``). Such an input may
+            be left out of the consumer's feeds: the producer's float model runs on its own feeds, sample by sample.
+        decisions: the record of an earlier build of the same graphs; it is repeated without timing.
+        dump: folder for the dumps; each graph has a folder in it.
+        threads: as for `compile`.
+        guard: as for `compile`.
+        emit: as for `compile`.
+        min_sqnr: for all graphs, or by graph.
+        random_calibration: calibrate with this many random feeds each, where a graph has no feeds.
+        opset: as for `compile`.
+        progress: called with one line per step, ``[graph] step``.
+        synthetic_calibration: calibrate with this many made-up feeds each, where a graph has no feeds.
+        sources: as for `compile`.
+        calibration_memory: as for `compile`.
+        executor: as for `compile`.
+        scheduler: as for `compile`.
+
+    Returns:
+        The compiled graphs by name; ``save(folder)`` writes them with one weights file.
+
+    Raises:
+        QCompilerError: bad input; the text names the graph.
+    """
+    from qcompiler.together import compile_set
+
+    check_graphs(
+        tuple(models),
+        {
+            "calibration": calibration, "overrides": overrides, "budget": budget, "metric": metric,
+            "evaluation": evaluation, "shapes": shapes, "min_sqnr": min_sqnr,
+        },
+    )  # fmt: skip
+    options = {}
+    for name in models:
+        data, judged = one_of(calibration, name), one_of(evaluation, name)
+        # A metric for all is for those that there is something to measure on.
+        score = option_of(metric, name) if judged is not None or not evaluation or isinstance(metric, Mapping) else None
+        rows = overrides.get(name) if isinstance(overrides, Mapping) else overrides
+        options[name] = Options(
+            target, recipe, data, rows, option_of(budget, name), score, judged,
+            one_of(shapes, name), None, dump, threads, guard, emit, option_of(min_sqnr, name),
+            random_calibration if data is None else 0, progress, opset,
+            synthetic_calibration=synthetic_calibration if data is None else 0, sources=sources or SourceOptions(),
+            calibration_memory=calibration_memory, executor=executor, scheduler=scheduler,
+        )  # fmt: skip
+    return compile_set(models, options, links=links, decisions=decisions)
 
 
 def calibrate(

@@ -34,10 +34,10 @@ from qcompiler.engine import Engine, EngineOptions
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.importer import import_model
 from qcompiler.observed import observed_values, statistics_key
-from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.front import front_passes
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.state import CompileState
+from qcompiler.runnable import load_runnable
 from qcompiler.targets.target import load_target, target_names
 
 DEFAULT_ESTIMATORS = ("min-max", "percentile:99.99", "entropy", "mse")
@@ -93,10 +93,11 @@ def calibrate_model(model: Any, feeds: Any, options: CalibrationOptions, engine:
         estimate(probe, estimator)  # an unknown one is better named before the work than after it
     engine = engine or OrtEngine()
     given = import_model(model, shapes=options.shapes)
-    inputs = engine.load(given, replace(EngineOptions(options.threads), optimize=False)).inputs
-    source = _source(feeds, given, inputs, options)
-    state = CompileState(given, load_target(target_names()[0]))
-    Pipeline((ImportQdq(), Canonicalize())).run(state)
+    target = load_target(target_names()[0])
+    given, runner, _ = load_runnable(given, engine, replace(EngineOptions(options.threads), optimize=False), target)
+    source = _source(feeds, given, runner.inputs, options)
+    state = CompileState(given, target)
+    Pipeline(front_passes()).run(state)
     names, squares = observed_values(state.model)
     if unknown := [n for n in options.parts if n not in names]:
         raise CalibrationError(f"{unknown[0]!r} is not among the observed values; they are {', '.join(names[:5])}, ...")

@@ -21,8 +21,9 @@ from qcompiler.cli_demo import demo_command
 from qcompiler.cli_diff import diff_command
 from qcompiler.cli_explain import explain_command
 from qcompiler.cli_inspect import inspect_command
-from qcompiler.cli_lists import passes_command, patterns_command, targets_command
+from qcompiler.cli_lists import passes_command, patterns_command, recipes_command, targets_command
 from qcompiler.cli_lock import lock_command
+from qcompiler.cli_new_pass import new_pass_command
 from qcompiler.cli_opt import opt_command
 from qcompiler.errors import QCompilerError
 
@@ -113,8 +114,10 @@ app.command("check")(check_command)
 app.command("bench")(bench_command)
 app.command("cache")(cache_command)
 app.command("targets")(targets_command)
+app.command("recipes")(recipes_command)
 app.command("passes")(passes_command)
 app.command("patterns")(patterns_command)
+app.command("new-pass")(new_pass_command)
 app.command("demo")(demo_command)
 
 

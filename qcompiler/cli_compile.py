@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,11 +23,13 @@ from qcompiler.cli_files import check_new_folder, check_outputs
 from qcompiler.cli_options import (
     SOURCE_HELP,
     Emit,
-    Model,
+    Links,
+    Models,
     Quiet,
     RandomFeeds,
+    SavedAs,
     ShapeRanges,
-    Source,
+    Sources,
     Target,
     Threads,
     check_decibels,
@@ -38,7 +38,8 @@ from qcompiler.cli_options import (
 )
 from qcompiler.cli_progress import progress_lines
 from qcompiler.cli_show import show_report, stdout_console
-from qcompiler.errors import CalibrationError
+from qcompiler.cli_together import Request, compile_several, only, plain_json
+from qcompiler.errors import CalibrationError, PassError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,11 +50,13 @@ if TYPE_CHECKING:
 
 
 def compile_command(
-    model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The compiled model.")],
+    models: Models,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="The compiled model; of several models a folder.")
+    ],
     target: Target = "host",
     recipe: Annotated[str, typer.Option(help="int8, int8-static, int8-dynamic, or the path of a .toml.")] = "int8",
-    calibration: Source = None,
+    calibration: Sources = None,
     synthetic: Synthetic = None,
     random_calibration: RandomFeeds = None,
     images: Images = None,
@@ -63,16 +66,25 @@ def compile_command(
     executor: ExecutorName = None,
     scheduler: Scheduler = None,
     override: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .toml with [[override]] rows: match (glob), form, estimator.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A .toml with [[override]] rows: match (glob), form, estimator."),
     ] = None,
     budget: Annotated[
         list[str] | None, typer.Option(metavar="B", help="A bound: drop<=0.5pt, drop<=1% or sqnr>=30; may be repeated.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(metavar="FILE.py:F", help="F(outputs, feeds) -> float over the evaluation feeds.")
+        list[str] | None,
+        typer.Option(metavar="FILE.py:F", help="F(outputs, feeds) -> float over the evaluation feeds."),
     ] = None,
-    evaluation: Annotated[str | None, typer.Option(metavar="SRC", help=f"Feeds for the metric: {SOURCE_HELP}.")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option(metavar="SRC", help=f"Feeds for the metric: {SOURCE_HELP}.")
+    ] = None,
     shapes: ShapeRanges = None,
+    link: Links = None,
+    save_as: Annotated[
+        SavedAs | None,
+        typer.Option(help="Of several models: kind of the files; ONNX with one weights file is usual."),
+    ] = None,
     min_sqnr: Annotated[float | None, typer.Option(metavar="DB", help="Least SQNR of every output in dB.")] = None,
     decisions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Repeat the decisions of an earlier build without timing.")
@@ -94,6 +106,11 @@ def compile_command(
     What loses speed or accuracy goes back to float. The decisions record OUT.decisions.json is written beside OUT;
     give it to --decisions to get the same bytes again without timing.
 
+    Several models (encoder and decoder, plain and cached decoder) are compiled together: weights that they share are
+    quantized alike and stored once, in one file. OUT is then a folder with NAME.onnx of each model, NAME being its
+    file's name without the suffix, and decisions.json. --calibration, --evaluation, --metric, --budget, --override and
+    --shapes take NAME=VALUE for one of them; a bare VALUE is for all.
+
     \b
     Examples:
       qcompiler compile model.onnx -o model.int8.onnx --calibration feeds.npz
@@ -103,45 +120,76 @@ def compile_command(
       qcompiler compile model.onnx -o again.onnx --calibration feeds.npz --decisions model.int8.decisions.json
       qcompiler compile model.onnx -o model.plan --target tensorrt-sm89 --calibration feeds.npz \\
           --shapes x:1x3x224x224..8x3x224x224
+      qcompiler compile decoder.onnx decoder_with_past.onnx -o out/ -c decoder=plain.npz -c decoder_with_past=cached.npz
+      qcompiler compile encoder.onnx decoder.onnx -o out/ -c encoder=audio.npz -c decoder=tokens.npz \\
+          --link decoder.encoder_hidden_states=encoder.last_hidden_state
     """
+    check_decibels(min_sqnr)
+    if sum(bool(given) for given in (calibration, synthetic, random_calibration)) > 1:
+        raise CalibrationError("give one of --calibration, --synthetic and --random-calibration")
+    request = Request(
+        target, recipe, calibration, synthetic or 0, random_calibration or 0,
+        read_source_options(images, tokenizer, data), parse_memory(memory), executor, scheduler, override, budget,
+        metric, evaluation, shapes, min_sqnr, decisions, "auto" if emit is None else emit.value, opset, dump, report,
+        threads, guard, quiet,
+    )  # fmt: skip
+    if len(models) > 1:
+        if locked is not None:
+            raise PassError("a lock is of one graph: give --decisions FILE for several models")
+        compile_several(models, output, request, link or (), "onnx" if save_as is None else save_as.value)
+        return
+    if link:
+        raise CalibrationError("--link joins several models; give them all")
+    if save_as is not None:
+        raise PassError("--save-as is for several models; of one model the suffix of -o says it")
+    _compile_one(models[0], output, request, locked)
+
+
+def _compile_one(model: Path, output: Path, request: Request, locked: Path | None) -> None:
+    """Compile one model into one file."""
     from qcompiler.compiled import decisions_path
 
-    check_decibels(min_sqnr)
-    if sum(given is not None for given in (calibration, synthetic, random_calibration)) > 1:
-        raise CalibrationError("give one of --calibration, --synthetic and --random-calibration")
+    calibration, evaluation = only(request.calibration, "--calibration"), only(request.evaluation, "--evaluation")
+    override, metric = only(request.override, "--override"), only(request.metric, "--metric")
+    rows = None if override is None else Path(override)
     check_outputs({"output": output}, {"model": model})
     record = decisions_path(output)
     check_outputs(
-        {"output": output, "decisions record": record if record != decisions else None, "report": report},
-        {"model": model, "override file": override},
+        {
+            "output": output,
+            "decisions record": record if record != request.decisions else None,
+            "report": request.report,
+        },
+        {"model": model, "override file": rows},
     )
-    check_new_folder(dump, "the dump")
+    check_new_folder(request.dump, "the dump")
     score = None if metric is None else load_metric(metric)
-    lengths, size = parse_shape_ranges(shapes), parse_memory(memory)
-    sources = read_source_options(images, tokenizer, data)
+    lengths = parse_shape_ranges(request.shapes)
 
     from qcompiler.api import compile as compile_api
 
-    with progress_lines(quiet) as progress:
+    with progress_lines(request.quiet) as progress:
         if locked is not None:
-            compiled = _locked(model, locked, recipe, calibration, override, dump, sources, progress)
+            compiled = _locked(
+                model, locked, request.recipe, calibration, rows, request.dump, request.sources, progress
+            )  # fmt: skip
         else:
             compiled = compile_api(
-                str(model), target=target, recipe=recipe, calibration=calibration, overrides=override, budget=budget,
-                metric=score, evaluation=evaluation, shapes=lengths or None, decisions=decisions, dump=dump,
-                threads=threads, guard=guard, emit="auto" if emit is None else emit.value, min_sqnr=min_sqnr,
-                random_calibration=random_calibration or 0, opset=opset, progress=progress,
-                synthetic_calibration=synthetic or 0, sources=sources, calibration_memory=size, executor=executor,
-                scheduler=scheduler,
+                str(model), target=request.target, recipe=request.recipe, calibration=calibration, overrides=override,
+                budget=request.budget, metric=score, evaluation=evaluation, shapes=lengths or None,
+                decisions=request.decisions, dump=request.dump, threads=request.threads, guard=request.guard,
+                emit=request.emit, min_sqnr=request.min_sqnr, random_calibration=request.random, opset=request.opset,
+                progress=progress, synthetic_calibration=request.synthetic, sources=request.sources,
+                calibration_memory=request.memory, executor=request.executor, scheduler=request.scheduler,
             )  # fmt: skip
-        written = write_results(compiled, output, report)
-    if quiet:
+        written = write_results(compiled, output, request.report)
+    if request.quiet:
         for warning in compiled.report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if written.note:
             print(written.note, file=sys.stderr)
         return
-    files = [*written.files, *([dump] if dump else [])]
+    files = [*written.files, *([request.dump] if request.dump else [])]
     show_report(compiled.report, stdout_console(), f"{model} -> {output}", files)
     if written.note:
         print(written.note)
@@ -163,15 +211,7 @@ def _locked(
 
 def report_json(compiled: CompiledModel) -> str:
     """Return the report as JSON text; figures that JSON has no number for (an infinite error) become null."""
-    return json.dumps(_plain(compiled.report.to_dict()), indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _plain(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    return plain_json(compiled.report.to_dict())
 
 
 def write_results(compiled: CompiledModel, output: Path, report: Path | None = None) -> Written:

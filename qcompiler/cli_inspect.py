@@ -34,7 +34,7 @@ def inspect_command(
     \b
     Examples:
       qcompiler inspect dump/
-      qcompiler inspect dump/ --diff 4 --side-by-side
+      qcompiler inspect dump/ --diff 5 --side-by-side
       qcompiler inspect dump/ --remarks 3
       qcompiler inspect dump/ --html dump.html
     """

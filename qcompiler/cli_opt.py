@@ -267,10 +267,8 @@ def _bisect(state: CompileState, pipeline: Pipeline, feeds: Sequence[Feeds], bou
 
 def _registry(files: Sequence[Path]) -> PassRegistry:
     from qcompiler.passes.catalog import shipped_passes
-    from qcompiler.pipeline.registry import PassRegistry
 
-    registry = shipped_passes().with_entry_points()
-    return PassRegistry([*registry, *(cls for file in files for cls in _passes_of(file))]) if files else registry
+    return shipped_passes().with_entry_points().with_passes(cls for file in files for cls in _passes_of(file))
 
 
 def _passes_of(file: Path) -> list[type]:

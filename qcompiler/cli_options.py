@@ -25,6 +25,13 @@ Target = Annotated[
     typer.Option(help="Capability table; 'host' for ONNX Runtime here, 'cpu' for the fastest engine (see: targets)."),
 ]
 Source = Annotated[str | None, typer.Option("--calibration", metavar="SRC", help=f"Calibration feeds: {SOURCE_HELP}.")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration", "-c", metavar="SRC",
+        help=f"Calibration feeds: {SOURCE_HELP}. Of several models: NAME=SRC each.",
+    ),
+]  # fmt: skip
 RandomFeeds = Annotated[
     int | None,
     typer.Option("--random-calibration", min=1, metavar="N", help="Use N random feeds instead of data (warns)."),
@@ -46,12 +53,33 @@ Threads = Annotated[int | None, typer.Option(min=0, help="Threads inside one ope
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; warnings go to stderr.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
 
+Models = Annotated[
+    list[Path],
+    typer.Argument(metavar="MODEL...", help="An ONNX model, or several that share weights.", show_default=False),
+]
+Links = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--link", metavar="NAME.INPUT=NAME.OUTPUT",
+        help="Of several models: feed an input with another's output where its calibration feeds lack it; '*' stands "
+        "for any text, the same at both ends; may be repeated.",
+    ),
+]  # fmt: skip
+
 
 class Emit(StrEnum):
     """Forms of the output that can be forced."""
 
     QDQ = "qdq"
     QOPERATOR = "qoperator"
+
+
+class SavedAs(StrEnum):
+    """Kinds of files that several graphs are written as."""
+
+    ONNX = "onnx"
+    XML = "xml"
+    PLAN = "plan"
 
 
 _SHAPE = re.compile(r"\s*(?P<name>.+?):(?P<dims>(?:-1|\d+)(?:x(?:-1|\d+))*)\s*")

@@ -20,7 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_STEP = re.compile(r"[\d:].*")
+_STEP = re.compile(r"(?P<graph>(\[[^\]]*\] )?)(?P<step>[^\d:]*)")
+"""The graph of several, and what is done to it, without figures."""
 
 
 @contextmanager
@@ -78,7 +79,8 @@ class _Lines:
 
     def show(self, text: str) -> None:
         """Show a line; the one before is finished unless it speaks of the same step (``calibrate 2/5``)."""
-        step = _STEP.sub("", text).strip()
+        match = _STEP.match(text)
+        step = match[0].strip() if match is not None else text
         if step != self.step:
             self.finish()
             self.step, self.began = step, time.perf_counter()

@@ -25,16 +25,18 @@ from qcompiler.ir.reader import read_model
 from qcompiler.ir.schemas import onnx_opset
 from qcompiler.ir.serialize import to_bytes
 from qcompiler.options import ModelSource, Options, Settings, settle
-from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.front import front_passes
 from qcompiler.pipeline.instruments.dump import DumpInstrument
 from qcompiler.pipeline.instruments.numerics import NumericsInstrument
 from qcompiler.pipeline.instruments.timing import TimeInstrument
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.pipeline import Instrument, Pipeline, Step
 from qcompiler.pipeline.state import CompileState
+from qcompiler.plugins import plugins_text
 from qcompiler.quant.plan import Form
+from qcompiler.recipe_passes import recipe_passes
 from qcompiler.report.report import GroupReport, Report
+from qcompiler.runnable import load_runnable
 from qcompiler.search.quality import Judge, class_like_outputs
 from qcompiler.setting import Setting
 from qcompiler.targets.legality import legality_names, load_legality
@@ -62,6 +64,15 @@ class Compilation:
         Raises:
             QCompilerError: bad input.
         """
+        self.prepare()
+        return self.finish(*self.decide())
+
+    def prepare(self) -> None:
+        """Import, canonicalize and calibrate: everything that decisions are made on.
+
+        Raises:
+            QCompilerError: bad input.
+        """
         self.settings: Settings = settle(self.options)
         self.warnings += self.settings.notes
         target, recipe = self.settings.target, self.settings.recipe
@@ -75,7 +86,9 @@ class Compilation:
         given = import_model(self.source, shapes=self.options.fixed_shapes)
         self.given = given
         self.bytes_before = _size_of(self.source, given)
-        self.runner = self.truth.load(given, replace(self.engine_options, optimize=False))
+        plain = replace(self.engine_options, optimize=False)
+        given, self.runner, widened = load_runnable(given, self.truth, plain, target)
+        self.warnings += [widened] if widened else []
         self.data = self.shared or open_dataset(self.options.data, given, self.runner.inputs)
         self.instruments: list[Instrument] = [VerifyInstrument(), _Log(self)]
         if self.options.dump is not None:
@@ -84,7 +97,7 @@ class Compilation:
         self.reference = self._reference(given)
         self._say("canonicalize")
         state = CompileState(given.clone(), target)
-        Pipeline((ImportQdq(), Canonicalize())).run(state, self.instruments)
+        Pipeline((*front_passes(), *recipe_passes(recipe))).run(state, self.instruments)
         self.workshop = Workshop(
             state, self.backend, self.engine_options, self.options.emit, recipe.estimator, truth=self.truth,
             given=self.reference,
@@ -96,21 +109,33 @@ class Compilation:
         self.workshop.backend = self.backend = open_backend(target, self.options.profiles, self.samples)
         pinned, estimators = recipe.pinned({g.name: g.legal for g in self.workshop.groups})
         state.estimators = estimators
+        self.pinned = pinned
         self.judge = self._judge()
-        self.decider = Decider(self._setting(pinned), self.workshop, self.data.statistics, self.warnings)
+
+    def decide(self, shared: frozenset[str] = frozenset()) -> tuple[dict[str, Form], dict[str, str]]:
+        """Return, after `prepare`, the (forms, engine forms) that measurement chooses, or those of the given record.
+
+        Args:
+            shared: groups whose weights other graphs have, too: no activation's scales are folded into them.
+
+        Raises:
+            PassError: the record is of another model.
+        """
+        setting = self._setting(self.pinned, shared)
+        self.decider = Decider(setting, self.workshop, self.data.statistics, self.warnings)
         if (record := self.settings.decisions) is not None:
             self._check_decisions(record)
             forms, engine_forms = self.decider.replay(record)
         else:
             forms, engine_forms = self.decider.decide()
         self.workshop = self.decider.workshop
-        return self._finish(forms, engine_forms)
+        return forms, engine_forms
 
     def as_given(self) -> CompiledModel | None:
         """Return, after `run`, the model as it came for this engine; None if it misses the accuracy bounds there."""
         if self.judge is not None and not self.decider.holds(self.judge(self.reference)):
             return None
-        return self._finish({g.name: "float" for g in self.workshop.groups}, {AS_GIVEN: "keep"})
+        return self.finish({g.name: "float" for g in self.workshop.groups}, {AS_GIVEN: "keep"})
 
     def _elsewhere(self, target: str) -> str:
         processor = self.settings.processor
@@ -153,7 +178,7 @@ class Compilation:
 
     # ---- decisions --------------------------------------------------------------------------------------------
 
-    def _setting(self, pinned: Mapping[str, Form]) -> Setting:
+    def _setting(self, pinned: Mapping[str, Form], shared: frozenset[str]) -> Setting:
         options = self.options
         return Setting(
             given=self.reference,
@@ -171,6 +196,7 @@ class Compilation:
             judge=self.judge,
             stopwatch=options.stopwatch,
             say=self._say,
+            shared=shared,
         )
 
     def _check_decisions(self, decisions: Decisions) -> None:
@@ -188,6 +214,11 @@ class Compilation:
                 f"the decisions record was made for a model of digest {made_for}, this one has {now}: "
                 "its forms are repeated, its figures may not hold"
             )
+        if (with_plugins := decisions.context.get("plugins", "")) != plugins_text():
+            self.warnings.append(
+                f"the decisions record was made with the plugins {with_plugins or 'none'}, there are "
+                f"{plugins_text() or 'none'} now: the result may be another"
+            )
 
     def _judge(self) -> Judge | None:
         if not self.data.held_out:
@@ -200,12 +231,13 @@ class Compilation:
 
     # ---- result -----------------------------------------------------------------------------------------------
 
-    def _finish(self, forms: dict[str, Form], engine_forms: dict[str, str]) -> CompiledModel:
+    def finish(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> CompiledModel:
+        """Return, after `decide`, the lowered and proven model with its report."""
         self._say("lower and prove")
         if self.decider.smoothing:
             self.passes.append(("smooth-activations", len(self.decider.smoothing)))
         self._measure_dump()
-        build = self.workshop.build(forms, engine_forms, self.instruments)
+        build = self.built = self.workshop.build(forms, engine_forms, self.instruments)
         if self.options.opset is not None:
             set_opset(build.model, self.options.opset)
         self._check_legality(build.model)
@@ -257,6 +289,7 @@ class Compilation:
             "threads": str(self.engine_options.threads),
             "opset": str(self.options.opset or onnx_opset(self.workshop.base.model)),
             "model": _digest(self.given),
+            **({"plugins": plugins} if (plugins := plugins_text()) else {}),
         }
 
     def _report(self, build: Build, proof: Proof) -> Report:

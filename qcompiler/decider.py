@@ -16,6 +16,7 @@ from qcompiler.observed import wanted_values
 from qcompiler.precision import in_precision_of, settle_precision
 from qcompiler.quant.plan import Form
 from qcompiler.quant.spec import RangeSource
+from qcompiler.recipe_forms import recipe_policy
 from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound, Terms
 from qcompiler.search.analytic import analytic_cost
 from qcompiler.search.candidates import candidate_sets
@@ -79,11 +80,7 @@ class Decider:
         data = self.statistics is not None
         convolution: Form = recipe.convolution if data else "float"
         static = Policy(convolution, "static-float" if data else "dynamic", "float", recipe.arithmetic)
-        default = Policy(
-            convolution, recipe.matmul if data else "dynamic", recipe.recurrent, recipe.arithmetic and data
-        )
-        if not setting.timed:
-            default = self._with_legal_matmul(default)
+        default = recipe_policy(recipe, self.workshop.groups, observed=data)
         if not setting.guard:
             self.why |= {name: f"{form}: by override" for name, form in pinned.items()}
             return propose(self.workshop.groups, default, pinned), {}
@@ -111,15 +108,6 @@ class Decider:
             forms, engine_forms = self._guard_speed(forms, engine_forms, feed)
         self.why |= {name: f"{form}: by override" for name, form in pinned.items()}
         return forms, engine_forms
-
-    def _with_legal_matmul(self, policy: Policy) -> Policy:
-        """Return the policy with a form for MatMul that the target has, where it has not the recipe's."""
-        legal = {form for g in self.workshop.groups if g.root.op_type in ("MatMul", "Gemm") for form in g.legal}
-        if policy.matmul in (*legal, "float"):
-            return policy
-        order: tuple[Form, ...] = ("static-float", "static", "weight-only", "dynamic")
-        possible = [f for f in order if f in legal and (self.statistics is not None or not f.startswith("static"))]
-        return replace(policy, matmul=possible[0] if possible else "float")
 
     def _own_forms(self) -> dict[str, Form]:
         """Return the groups of an imported model that write the integers they wrote there, whoever reads them."""
@@ -149,7 +137,7 @@ class Decider:
         self.setting.say("try smoothing")
         found = try_smoothing(
             self.workshop, self.statistics, self.setting.ranges, self.setting.judge,
-            None if feed is None else self._stopwatch(feed),
+            None if feed is None else self._stopwatch(feed), self.setting.shared,
         )  # fmt: skip
         if found is not None:
             self.workshop, self.statistics, self.smoothing = found.workshop, found.statistics, found.alphas

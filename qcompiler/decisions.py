@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import PassError
@@ -49,6 +51,10 @@ class Decisions:
         """
         try:
             data = json.loads(text)
+            if "set" in data and "graphs" in data:
+                raise PassError(
+                    f"the decisions record is of several graphs: {', '.join(data['graphs'])}; give them all"
+                )
             version = data.pop("version")
             made = Decisions(**data)
         except KeyError as error:
@@ -65,3 +71,51 @@ class Decisions:
         if bad := [f for f in made.forms.values() if f not in FORMS]:
             raise PassError(f"the decisions record names the unknown form {bad[0]!r}")
         return made
+
+
+@dataclass(frozen=True)
+class SetDecisions:
+    """What was decided for several graphs that were compiled together: one record per graph, by its name."""
+
+    graphs: Mapping[str, Decisions]
+
+    def to_json(self) -> str:
+        """Return the records as JSON text, keys sorted."""
+        graphs = {name: json.loads(record.to_json()) for name, record in self.graphs.items()}
+        return json.dumps({"set": VERSION, "graphs": graphs}, sort_keys=True, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> SetDecisions:
+        """Read what `to_json` wrote.
+
+        Raises:
+            PassError: not the record of a set, or one of a version this release does not know.
+        """
+        try:
+            data = json.loads(text)
+            version, graphs = data["set"], dict(data["graphs"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PassError(f"not a decisions record of several graphs: {type(error).__name__}: {error}") from error
+        if version != VERSION:
+            raise PassError(f"the decisions record has version {version}, this release reads {VERSION}; compile anew")
+        made = {}
+        for name, record in graphs.items():
+            try:
+                made[name] = Decisions.from_json(json.dumps(record))
+            except PassError as error:
+                raise PassError(f"{name}: {error}") from error
+        return SetDecisions(made)
+
+    @staticmethod
+    def read(path: str | Path) -> SetDecisions:
+        """Read the file of a record.
+
+        Raises:
+            PassError: the file cannot be read, or is none.
+        """
+        try:
+            return SetDecisions.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
+        except OSError as error:
+            raise PassError(f"cannot read the decisions record {path}: {error.strerror or error}") from error
+        except PassError as error:
+            raise PassError(f"{path}: {error}") from error

@@ -11,8 +11,9 @@ from qcompiler.engine import Engine
 from qcompiler.ir.graph import is_float
 from qcompiler.ir.serialize import graph_digest
 from qcompiler.passes.smooth_activations import const_rows, matmul_families
+from qcompiler.plugins import PluginError
 from qcompiler.targets.groups import Group, find_groups
-from qcompiler.targets.target import load_target, target_names
+from qcompiler.targets.target import Target, known_targets, load_target
 
 
 def observed_values(model: ir.Model) -> tuple[list[str], list[str]]:
@@ -22,12 +23,21 @@ def observed_values(model: ir.Model) -> tuple[list[str], list[str]]:
     """
     names: dict[str, None] = {}
     squares: dict[str, None] = {}
-    for target in target_names():
-        groups = find_groups(model, load_target(target))
+    for target in _usable_targets():
+        groups = find_groups(model, target)
         names |= dict.fromkeys(wanted_values(model, groups))
         families = matmul_families(groups, model.graph)
         squares |= dict.fromkeys(n for n, family in families.items() if const_rows(family[0]) > 1)
     return list(names), [n for n in squares if n in names]
+
+
+def _usable_targets() -> Iterator[Target]:
+    """Yield every target there is; one of another package that is broken says so where it is asked for."""
+    for name in known_targets():
+        try:
+            yield load_target(name)
+        except PluginError:
+            continue
 
 
 def wanted_values(model: ir.Model, groups: Sequence[Group]) -> Iterator[str]:

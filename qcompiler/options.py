@@ -7,9 +7,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
-
 from qcompiler.backends.tensorrt.cuda import device_sms, load_driver
 from qcompiler.calibration.source_options import SourceOptions
 from qcompiler.calibration.statistics import Statistics
@@ -17,6 +14,7 @@ from qcompiler.dataset import DataOptions
 from qcompiler.decisions import Decisions
 from qcompiler.engine import EngineOptions, Feeds, ShapeRange
 from qcompiler.errors import BudgetError, PassError, TargetError
+from qcompiler.ir import reader
 from qcompiler.ir.schemas import LEAST_LOWERED
 from qcompiler.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qcompiler.search.budget import Budget, parse_budget
@@ -25,7 +23,7 @@ from qcompiler.search.timing import Stopwatch
 from qcompiler.targets.host import Processor, detect, host_target_name
 from qcompiler.targets.target import Target, load_target, target_names
 
-ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
+ModelSource = reader.ModelSource
 Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]] | Statistics
 Progress = Callable[[str], None]
 

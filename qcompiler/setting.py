@@ -38,6 +38,7 @@ class Setting:
         judge: compares candidates with the reference; None without data.
         stopwatch: measures instead of the engine, in tests.
         say: takes one line per step.
+        shared: groups whose weights other graphs of the build have, too: they must not be changed for this one.
     """
 
     given: ir.Model
@@ -55,3 +56,4 @@ class Setting:
     judge: Judge | None
     stopwatch: Stopwatch | None
     say: Say
+    shared: frozenset[str] = frozenset()

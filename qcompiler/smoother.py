@@ -55,11 +55,19 @@ def smoothable_channels(workshop: Workshop, statistics: Statistics) -> dict[str,
     return found
 
 
-def choose_alphas(workshop: Workshop, channels: Mapping[str, ChannelExtremes]) -> dict[str, float]:
-    """Return alpha per activation whose smoothing is expected to pay, by the error of its products."""
+def choose_alphas(
+    workshop: Workshop, channels: Mapping[str, ChannelExtremes], shared: frozenset[str] = frozenset()
+) -> dict[str, float]:
+    """Return alpha per activation whose smoothing is expected to pay, by the error of its products.
+
+    Args:
+        workshop: builds the plain graph.
+        channels: what calibration saw per channel.
+        shared: groups whose weights must stay as they are; activations that these read are not smoothed.
+    """
     alphas: dict[str, float] = {}
     for name, family in matmul_families(workshop.groups, workshop.base.model.graph).items():
-        if name not in channels:
+        if name not in channels or any(g.name in shared for g in family):
             continue
         seen = channels[name]
         low, high = seen.low.astype(np.float64), seen.high.astype(np.float64)
@@ -96,7 +104,12 @@ def apply_smoothing(
 
 
 def try_smoothing(
-    workshop: Workshop, statistics: Statistics, feeds: Iterable[Feeds], judge: Judge, stopwatch: Stopwatch | None
+    workshop: Workshop,
+    statistics: Statistics,
+    feeds: Iterable[Feeds],
+    judge: Judge,
+    stopwatch: Stopwatch | None,
+    shared: frozenset[str] = frozenset(),
 ) -> Smoothing | None:
     """Smooth, measure accuracy and time of one variant with and without, and keep it if it pays.
 
@@ -111,9 +124,10 @@ def try_smoothing(
         judge: compares with float.
         stopwatch: None where nothing can be timed: the multiplications then count as free. Most are folded into the
             normalization in front, and those that are not stand in some kernel's epilogue.
+        shared: groups whose weights another graph has, too: a scale of this graph's activations would part them.
     """
     channels = smoothable_channels(workshop, statistics)
-    alphas = choose_alphas(workshop, channels)
+    alphas = choose_alphas(workshop, channels, shared)
     if not alphas:
         return None
     smoothed, merged = apply_smoothing(workshop, statistics, channels, alphas, feeds)

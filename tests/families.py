@@ -60,7 +60,7 @@ FAMILIES: Mapping[str, Family] = {
     "lstm in an If": Family(synthetic.lstm_in_if, chosen, 2),
     "qdq int8": Family(lambda: synthetic.qdq_cnn(np.int8), lambda: integers(np.int8), 2, 200.0),
     "qdq uint8": Family(lambda: synthetic.qdq_cnn(np.uint8), lambda: integers(np.uint8), 2, 200.0),
-    "float16": Family(synthetic.half_mlp, lambda: typed(feeds_of({"x": (4, 64)}), np.float16), 0, 60.0),
+    "float16": Family(synthetic.half_mlp, lambda: typed(feeds_of({"x": (4, 64)}), np.float16), 2),
     "bfloat16": Family(synthetic.brain_mlp, lambda: typed(feeds_of({"x": (4, 64)}), ml_dtypes.bfloat16), 2),
     "two outputs": Family(synthetic.two_heads, lambda: feeds_of({"x": (1, 8, 16, 16)}), 3),
     "state": Family(synthetic.recurrent_step, lambda: feeds_of({"x": (1, 64), "h0": (1, 64)}), 3),

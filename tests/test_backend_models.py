@@ -29,8 +29,7 @@ from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.ir.importer import import_model
 from qcompiler.ir.phase import Phase
 from qcompiler.observed import wanted_values
-from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.front import front_passes
 from qcompiler.pipeline.instruments.numerics import NumericsInstrument
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.pipeline import Pipeline
@@ -143,7 +142,7 @@ def differs(case: Case, expected: dict[str, Any], found: dict[str, Any], quantiz
 def hold_contracts(case: Case, feed: dict[str, Array]) -> None:
     """Run the passes one by one, each held to its numeric contract: QDQ against FUSED and LOWERED above all."""
     state = CompileState(import_model(case.model), load_target("ort-x86"))
-    Pipeline((ImportQdq(), Canonicalize())).run(state, [VerifyInstrument()])
+    Pipeline(front_passes()).run(state, [VerifyInstrument()])
     workshop = Workshop(state, OrtBackend())
     state.statistics = observe(
         state.model, list(dict.fromkeys(wanted_values(state.model, workshop.groups))), [feed], ENGINE
@@ -197,7 +196,7 @@ def force(case: Case, target: Target, form: Form) -> str:
     try:
         ENGINE.load(model.SerializeToString(), AS_WRITTEN).run(feed)
         state = CompileState(import_model(model), target)
-        Pipeline((ImportQdq(), Canonicalize())).run(state, [VerifyInstrument()])
+        Pipeline(front_passes()).run(state, [VerifyInstrument()])
         workshop = Workshop(state, OrtBackend())
         names = list(dict.fromkeys(wanted_values(state.model, workshop.groups)))
         state.statistics = observe(state.model, names, [feed], ENGINE)

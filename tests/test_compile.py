@@ -63,7 +63,7 @@ def test_the_report_is_json_and_has_all_that_it_promises(name: str) -> None:
     assert report["bytes_after"] == len(plain(name).to_bytes())
     assert report["speedup"] is None  # without the guard nothing is timed
     steps = [p["pass"].partition("{")[0] for p in report["passes"]]
-    assert steps[0] == "import-qdq"
+    assert steps[0] == "widen-half-precision"
     assert [s for s in steps if s in ("plan-quantization", "insert-qdq", "fuse-qdq", "lower-onnxruntime")] == [
         "plan-quantization", "insert-qdq", "fuse-qdq", "lower-onnxruntime",
     ]  # fmt: skip
@@ -127,10 +127,11 @@ def test_an_imported_model_gives_the_same_integers(name: str) -> None:
     assert set(plain(name).report.proof.fused.values()) == {"QLinearConv"}
 
 
-def test_float16_says_why_it_stays_as_it_is() -> None:
-    why = {g.group: g.why for g in plain("float16").report.groups}
-    assert all("not-float32" in text and "float16" in text for text in why.values())
-    assert list(why) == ["/m1", "/m2"]
+def test_float16_runs_on_integers_between_its_own_types() -> None:
+    report = plain("float16").report
+    assert set(report.proof.fused) == {"/m1", "/m2"}
+    graph = plain("float16").model.graph
+    assert [v.dtype for v in (*graph.inputs, *graph.outputs)] == [ir.DataType.FLOAT16] * 2
 
 
 def test_a_state_can_be_fed_back_for_many_steps() -> None:

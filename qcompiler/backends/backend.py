@@ -18,6 +18,7 @@ from qcompiler.passes.assign_float_type import AssignFloatType
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
 from qcompiler.passes.lower_openvino import EXACT, LowerOpenvino
+from qcompiler.passes.store_half_precision import StoreHalfPrecision
 from qcompiler.pipeline.base import Pass
 
 
@@ -130,7 +131,7 @@ class OrtBackend(RunsLowered):
 
     def lowering(self, emit: str) -> tuple[Pass, ...]:
         """Return the passes from FUSED to LOWERED."""
-        return LowerOnnxruntime(emit=emit), AssignFloatType(), AvoidEngineTraps()
+        return LowerOnnxruntime(emit=emit), AssignFloatType(), AvoidEngineTraps(), StoreHalfPrecision()
 
     def prove(self, planned: Sequence[Planned], model: ir.Model, options: EngineOptions) -> Proof:
         """Read the graph back that ONNX Runtime executes: always the optimized one, also where nothing is timed."""
@@ -158,7 +159,7 @@ class OvBackend(RunsLowered):
         """Return the passes from FUSED to LOWERED: OpenVINO reads Q/DQ and nothing else."""
         if emit == "qoperator":
             raise TargetError("emit is 'qoperator', but OpenVINO reads Q/DQ only; leave --emit away")
-        return (LowerOpenvino(),)
+        return LowerOpenvino(), StoreHalfPrecision()
 
     def prove(self, planned: Sequence[Planned], model: ir.Model, options: EngineOptions) -> Proof:
         """List the layers that OpenVINO executes, and their precision."""
@@ -226,7 +227,7 @@ class AbsentBackend(RunsLowered):
         return save_onnx(model, path, self.name)
 
 
-OWN_SUFFIXES = {".xml": "openvino", ".plan": "tensorrt"}
+OWN_SUFFIXES = {".xml": "openvino", ".plan": "tensorrt", ".qc": "triton"}
 """File suffixes of engines' own forms."""
 
 

@@ -118,10 +118,10 @@ class Column:
         return taken[0] if self.inner else taken
 
 
-def cut(rows: Rows, info: TensorInfo) -> Column | None:
+def cut(rows: Rows, info: TensorInfo, chunk: int = CHUNK) -> Column | None:
     """Return the feeds in an array, or None if it is one value for all feeds.
 
-    An array of the input's rank is cut into the model's batch (`CHUNK` rows where that axis is open), one of rank + 1
+    An array of the input's rank is cut into the model's batch (`chunk` rows where that axis is open), one of rank + 1
     is one feed per row. The last feed behind a fixed batch repeats rows of the one before.
     """
     shape = rows.shape
@@ -136,7 +136,7 @@ def cut(rows: Rows, info: TensorInfo) -> Column | None:
         # Validation says what is wrong; where the model does not tell its rank, which axis is the batch is not known.
         return Column(rows, None)
     if not isinstance(info.shape[0], int):
-        return Column(rows, tuple((i, min(count, i + CHUNK)) for i in range(0, count, CHUNK)))
+        return Column(rows, tuple((i, min(count, i + chunk)) for i in range(0, count, chunk)))
     batch = max(1, info.shape[0])
     starts = list(range(0, max(1, count - batch + 1), batch))
     if count > batch and count % batch:
@@ -144,7 +144,9 @@ def cut(rows: Rows, info: TensorInfo) -> Column | None:
     return Column(rows, tuple((i, i + batch) for i in starts))
 
 
-def npz_feeds(path: Path, inputs: Sequence[TensorInfo], names: Mapping[str, str]) -> Iterator[Feeds]:
+def npz_feeds(
+    path: Path, inputs: Sequence[TensorInfo], names: Mapping[str, str], chunk: int = CHUNK
+) -> Iterator[Feeds]:
     """Yield the feeds in an .npz; arrays named ``label...`` are left out.
 
     Stored arrays are mapped, compressed ones are decompressed as feeds ask for them (whole, if in Fortran order).
@@ -153,6 +155,7 @@ def npz_feeds(path: Path, inputs: Sequence[TensorInfo], names: Mapping[str, str]
         path: the file.
         inputs: the model's inputs.
         names: array name to input name, where they differ.
+        chunk: rows per feed where the model leaves its batch axis open.
     """
     with ExitStack() as stack:
         try:
@@ -161,7 +164,7 @@ def npz_feeds(path: Path, inputs: Sequence[TensorInfo], names: Mapping[str, str]
             arrays = {m.filename.removesuffix(".npy"): _member(path, archive, m, stack) for m in members}
         except _BROKEN as error:
             raise CalibrationError(f"cannot read {path}: {error}") from error
-        yield from _with_place(path, column_feeds(arrays, inputs, names, str(path)))
+        yield from _with_place(path, column_feeds(arrays, inputs, names, str(path), chunk))
 
 
 def _with_place(path: Path, feeds: Iterator[Feeds]) -> Iterator[Feeds]:
@@ -172,7 +175,9 @@ def _with_place(path: Path, feeds: Iterator[Feeds]) -> Iterator[Feeds]:
         raise CalibrationError(f"cannot read {path}: {error}") from error
 
 
-def npy_feeds(files: Mapping[str, Path], inputs: Sequence[TensorInfo], names: Mapping[str, str]) -> Iterator[Feeds]:
+def npy_feeds(
+    files: Mapping[str, Path], inputs: Sequence[TensorInfo], names: Mapping[str, str], chunk: int = CHUNK
+) -> Iterator[Feeds]:
     """Yield the feeds in .npy files, which are mapped into memory.
 
     An array of one axis less than its input is one row, where the model's batch may be 1.
@@ -181,13 +186,14 @@ def npy_feeds(files: Mapping[str, Path], inputs: Sequence[TensorInfo], names: Ma
         files: array name to file; those named ``label...`` are left out.
         inputs: the model's inputs.
         names: array name to input name, where they differ.
+        chunk: rows per feed where the model leaves its batch axis open.
     """
     known = {i.name: i for i in inputs}
     kept = {name: path for name, path in files.items() if not name.startswith("label")}
     arrays = {
         name: Mapped(_with_batch(load_npy(path), known.get(names.get(name, name)))) for name, path in kept.items()
     }
-    yield from column_feeds(arrays, inputs, names, ", ".join(str(path) for path in kept.values()))
+    yield from column_feeds(arrays, inputs, names, ", ".join(map(str, kept.values())), chunk)
 
 
 def _with_batch(array: Array, info: TensorInfo | None) -> Array:
@@ -246,7 +252,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, stack
 
 
 def column_feeds(
-    arrays: Mapping[str, Rows], inputs: Sequence[TensorInfo], names: Mapping[str, str], where: str
+    arrays: Mapping[str, Rows], inputs: Sequence[TensorInfo], names: Mapping[str, str], where: str, chunk: int = CHUNK
 ) -> Iterator[Feeds]:
     """Yield the feeds in named arrays.
 
@@ -255,6 +261,7 @@ def column_feeds(
         inputs: the model's inputs.
         names: array name to input name, where they differ.
         where: what errors call the source.
+        chunk: rows per feed where the model leaves its batch axis open.
 
     Raises:
         CalibrationError: an array for no input, none at all, or arrays of different numbers of feeds.
@@ -266,7 +273,7 @@ def column_feeds(
             raise CalibrationError(f"{where}: the model has no input {name!r}; its inputs are: {', '.join(known)}")
     if not given:
         raise CalibrationError(f"{where} holds no array for the model's inputs: {', '.join(known)}")
-    columns = {name: cut(rows, known[name]) for name, rows in given.items()}
+    columns = {name: cut(rows, known[name], chunk) for name, rows in given.items()}
     lengths = {name: len(c) for name, c in columns.items() if c is not None}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in lengths.items())

@@ -196,10 +196,10 @@ def _spread(items: Sequence[_Item], count: int | None) -> list[_Item]:
 
 
 def _npz(files: Sequence[Path], inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
-    names = {column: name for name, column in options.rename.items()}
+    names, chunk = {column: name for name, column in options.rename.items()}, options.batch or CHUNK
 
     def start() -> Iterator[Feeds]:
-        return itertools.chain.from_iterable(npz_feeds(f, inputs, names) for f in files)
+        return itertools.chain.from_iterable(npz_feeds(f, inputs, names, chunk) for f in files)
 
     return _limited(start, files, inputs, options)
 
@@ -221,8 +221,10 @@ def _npy_names(files: Sequence[Path], inputs: Sequence[TensorInfo], options: Sou
 
 
 def _npy(samples: Sequence[Mapping[str, Path]], inputs: Sequence[TensorInfo], options: SourceOptions) -> FeedSource:
+    chunk = options.batch or CHUNK
+
     def start() -> Iterator[Feeds]:
-        return itertools.chain.from_iterable(npy_feeds(files, inputs, {}) for files in samples)
+        return itertools.chain.from_iterable(npy_feeds(files, inputs, {}, chunk) for files in samples)
 
     return _limited(start, [f for files in samples for f in files.values()], inputs, options)
 

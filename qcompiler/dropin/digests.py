@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler import __version__
+from qcompiler.plugins import plugin_versions
 
 if TYPE_CHECKING:
     import onnx
@@ -41,6 +42,7 @@ def entry_key(model: str, options: Mapping[str, Any]) -> str:
         "version": _KEY_VERSION,
         "qcompiler": __version__,
         "engines": {name: _installed(name) for name in _ENGINES},
+        "plugins": plugin_versions(),
         "tables": tables_digest(),
         "processor": processor_identity(),
         "model": model,

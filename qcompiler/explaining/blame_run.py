@@ -25,12 +25,12 @@ from qcompiler.explaining.stored_values import ranges_of
 from qcompiler.ir.importer import import_model
 from qcompiler.ir.reader import read_model
 from qcompiler.options import Calibration, ModelSource, Options, read_decisions
-from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.front import front_passes
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import Form
 from qcompiler.recipes.recipe import load_recipe
+from qcompiler.runnable import load_runnable
 from qcompiler.search.quality import Metric, Quality
 from qcompiler.targets.groups import Group, find_groups
 from qcompiler.targets.target import Target, load_target
@@ -95,7 +95,8 @@ def accuse(
     if isinstance(evaluation, Statistics):
         raise CalibrationError("evaluation needs feeds, found statistics; give the data that they were gathered from")
     given = import_model(source, shapes=options.fixed_shapes)
-    runner = OrtEngine().load(given, EngineOptions(threads=1, optimize=False))
+    plain = EngineOptions(threads=1, optimize=False)
+    given, runner, _ = load_runnable(given, OrtEngine(), plain, load_target("ort-generic"))
     chosen = tuple(itertools.islice(as_feed_source(evaluation, runner.inputs, options.sources), feeds))
     if not chosen:
         raise CalibrationError("the evaluation data has no feed")
@@ -104,7 +105,7 @@ def accuse(
         return Accused(source, model, None, options, chosen, given)
     target = _target_of(record)
     state = CompileState(given.clone(), target)
-    Pipeline((ImportQdq(), Canonicalize())).run(state)
+    Pipeline(front_passes()).run(state)
     groups = find_groups(state.model, target)
     if unknown := sorted(set(record.forms) - {g.name for g in groups}):
         raise PassError(

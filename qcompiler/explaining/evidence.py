@@ -16,8 +16,7 @@ from qcompiler.errors import QCompilerError
 from qcompiler.ir.graph import all_nodes, origins
 from qcompiler.ir.reader import read_model
 from qcompiler.options import ModelSource, Options
-from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.front import front_passes
 from qcompiler.pipeline.instruments.numbers import point_numbers
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.state import Change, ChangeLog, CompileState
@@ -148,7 +147,7 @@ def _history(given: ir.Model, target: Target) -> tuple[tuple[Change, ...], dict[
     """Return the rule applications of canonicalization, and the nodes of the imported model."""
     log = ChangeLog()
     state = CompileState(given.clone(), target, changes=log)
-    Pipeline((ImportQdq(), Canonicalize())).run(state)
+    Pipeline(front_passes()).run(state)
     return tuple(log.applied), {str(n.name): n.op_type for n in all_nodes(given)}
 
 

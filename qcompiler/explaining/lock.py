@@ -31,6 +31,7 @@ from qcompiler.ir.reader import read_model
 from qcompiler.ir.serialize import graph_digest
 from qcompiler.options import ModelSource, Options, Settings, settle
 from qcompiler.pipeline.instruments.weights import versions
+from qcompiler.plugins import plugin_versions
 
 LOCK_VERSION = 1
 _MOST_FEEDS = 1024
@@ -170,9 +171,12 @@ def check_lock(lock: Lock, source: ModelSource, options: Options) -> tuple[str, 
     """
     settings = settle(options)
     found = []
+    versions_now = _versions(settings)
     for name, version in lock.versions.items():
-        if (now := _versions(settings).get(name, "none")) != version:
+        if (now := versions_now.get(name, "none")) != version:
             found.append(f"{name} is {now}, locked with {version}")
+    for name in sorted(set(plugin_versions()) - set(lock.versions)):
+        found.append(f"{name} is {versions_now[name]}, locked without")
     for name, digest in lock.digests.items():
         if name != "calibration" and (now := _digests(source, settings)[name]) != digest:
             found.append(f"the {_CALLED.get(name, name)} differs: digest {now[:12]}, locked with {digest[:12]}")

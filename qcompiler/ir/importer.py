@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 from onnx import defs
 from onnx_ir.passes import PassError as IrPassError
@@ -19,7 +17,7 @@ from qcompiler.ir.convert import convert_opset
 from qcompiler.ir.graph import ORIGIN, all_graphs, all_nodes, is_op, shape_of
 from qcompiler.ir.naming import make_names_unique
 from qcompiler.ir.opset import least_ir_version
-from qcompiler.ir.reader import read_model
+from qcompiler.ir.reader import ModelSource, read_model
 from qcompiler.ir.schemas import INTERNAL_OPSET, NOTE, onnx_opset, schema_of
 from qcompiler.ir.shapes import fix_shapes, infer_shapes
 from qcompiler.ir.softmax import undo_softmax_expansion
@@ -30,9 +28,7 @@ OWN_DOMAIN = "qcompiler"
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft", OWN_DOMAIN})
 
 
-def import_model(
-    source: str | Path | bytes | onnx.ModelProto | ir.Model, *, shapes: Mapping[str, Sequence[int]] | None = None
-) -> ir.Model:
+def import_model(source: ModelSource, *, shapes: Mapping[str, Sequence[int]] | None = None) -> ir.Model:
     """Read a model and bring it into the form that the passes work on.
 
     Initializers are no inputs, foreign functions are inlined, the operator set is `INTERNAL_OPSET` or newer (or the
@@ -40,8 +36,8 @@ def import_model(
     shapes are inferred, names are unique over the whole model, and every node carries its own name as origin.
 
     Args:
-        source: path, serialized model, protobuf or IR model; it is not modified. Weights in external files are mapped
-            into memory, not read.
+        source: path, serialized model, protobuf, IR model or another library's graph (see `read_model`); it is not
+            modified. Weights in external files are mapped into memory, not read.
         shapes: input name to lengths, for inputs with open axes; -1 leaves an axis open.
 
     Raises:

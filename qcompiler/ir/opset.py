@@ -9,7 +9,9 @@ from onnx import defs
 from qcompiler.errors import ModelError
 from qcompiler.ir.convert import convert_opset
 from qcompiler.ir.graph import all_graphs, all_nodes, attr_int
+from qcompiler.ir.older_forms import older_form
 from qcompiler.ir.schemas import LEAST_LOWERED, MEANING_CHANGED, NOTE, onnx_opset, schema_of
+from qcompiler.ir.shapes import infer_shapes
 
 
 def min_opset(model: ir.Model) -> int:
@@ -17,11 +19,18 @@ def min_opset(model: ir.Model) -> int:
 
     A version that only accepts more types than the one before counts as the same if the node's types are in both.
     """
+    _know_types(model)
     current = onnx_opset(model)
     least = min(current, LEAST_LOWERED)
     for node in _onnx_nodes(model):
         least = max(least, _node_floor(node, current))
     return least
+
+
+def _know_types(model: ir.Model) -> None:
+    """Infer types where some are unknown: a value of unknown type holds its operators where they are."""
+    if any(value.type is None for node in all_nodes(model) for value in node.outputs):
+        infer_shapes(model)
 
 
 def _onnx_nodes(model: ir.Model) -> list[ir.Node]:
@@ -115,13 +124,19 @@ def set_opset(model: ir.Model, version: int) -> None:
         convert_opset(model, version)
         if onnx_opset(model) != version:
             raise ModelError(f"cannot raise the model to opset {version}: {model.metadata_props[NOTE]}")
-    else:
+    elif version < current:
+        _know_types(model)
+        rewrites = []
         for node in _onnx_nodes(model):
             floor = _node_floor(node, current)
-            if version < floor:
+            rewrite = older_form(node, version) if version < floor else None
+            rewrites += [rewrite] if rewrite else []
+            if version < floor and rewrite is None:
                 raise ModelError(
                     f"cannot lower the model to opset {version}: {node.op_type} {node.name!r} needs at least {floor}"
                 )
+        for rewrite in rewrites:
+            rewrite()
         for node in _onnx_nodes(model):
             _drop_newer_defaults(node, version)
         model.opset_imports[""] = version

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import onnx
 import onnx_ir as ir
@@ -16,24 +17,67 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from qcompiler.errors import ModelError
 from qcompiler.ir.graph import all_graphs
 from qcompiler.ir.shapes import SMALL_TENSOR_BYTES
+from qcompiler.ir.surgeon import is_surgeon_graph, model_of_surgeon_graph
 
 
-def read_model(source: str | Path | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
+class ExportedProgram(Protocol):
+    """What ``torch.onnx.export(..., dynamo=True)`` returns, a ``torch.onnx.ONNXProgram``."""
+
+    @property
+    def model(self) -> ir.Model:
+        """Return the exported graph."""
+
+
+class SurgeonGraph(Protocol):
+    """An ``onnx_graphsurgeon.Graph``."""
+
+    @property
+    def nodes(self) -> Any:
+        """Return the nodes in order."""
+
+    @property
+    def import_domains(self) -> Any:
+        """Return the operator sets."""
+
+
+ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model | ExportedProgram | SurgeonGraph
+"""What a model may come as."""
+
+
+def read_model(source: ModelSource) -> ir.Model:
     """Return an IR model that shares no mutable object with ``source``; external weights stay memory-mapped.
 
+    Args:
+        source: path, serialized model, protobuf, IR model, ``torch.onnx.ONNXProgram`` or ``onnx_graphsurgeon.Graph``.
+            The last two are known by their types' names: neither library is imported.
+
     Raises:
-        ModelError: the file is missing, empty, truncated or no ONNX model, or its external data is missing or short.
+        ModelError: the file is missing, empty, truncated or no ONNX model, its external data is missing or short, or
+            the source is none of these kinds.
     """
+    if _is_exported_program(source):
+        source = source.model  # type: ignore[union-attr]  # known by its type's name, not by its type
     if isinstance(source, ir.Model):
         model = _clone(source)
-    else:
+    elif is_surgeon_graph(source):
+        model = model_of_surgeon_graph(source)
+    elif isinstance(source, str | bytes | os.PathLike | onnx.ModelProto):
         proto, folder, label = _read_proto(source)
         model = _from_proto(proto, folder, label)
+    else:
+        raise ModelError(
+            f"cannot read a model from a {type(source).__module__}.{type(source).__qualname__}: expected a path, "
+            "bytes, an onnx.ModelProto, an onnx_ir.Model, a torch.onnx.ONNXProgram or an onnx_graphsurgeon.Graph"
+        )
     _own_tensors(model)
     return model
 
 
-def _read_proto(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
+def _is_exported_program(source: object) -> bool:
+    return any(t.__name__ == "ONNXProgram" and t.__module__.startswith("torch.onnx") for t in type(source).__mro__)
+
+
+def _read_proto(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
     if isinstance(source, onnx.ModelProto):
         return source, "", "the model"
     if isinstance(source, bytes):

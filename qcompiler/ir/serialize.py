@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -65,6 +65,23 @@ def graph_digest(model: ir.Model) -> str:
     with _replaced(model, small):
         made.update(_serialize(model, strip=True))
     return made.hexdigest()[:32]
+
+
+def to_bytes_with(model: ir.Model, tensors: Mapping[ir.Value, ir.TensorProtocol], *, strip: bool = False) -> bytes:
+    """Return the model as one protobuf in which some initializers are others, such as pointers into a weights file.
+
+    Args:
+        model: the model; it is not changed.
+        tensors: what is written in place of an initializer's own contents.
+        strip: leave out the metadata that the compiler added.
+    """
+    with _replaced(model, dict(tensors)):
+        return _serialize(model, strip)
+
+
+def stored_tensors(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Yield every initializer, subgraphs included, with its contents."""
+    return _stored(model)
 
 
 def save_model(model: ir.Model, path: str | Path, *, external: str | None = None, strip: bool = False) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import PassError
+from qcompiler.plugins import RECIPES, PluginError, conflicts, find_offer, offered_names
 from qcompiler.quant.plan import FORMS, Form
 
 
@@ -48,6 +49,8 @@ class Recipe:
         min_sqnr_classes: the same for class-like outputs, which the arg-max agreement guards as well.
         min_sqnr_state: the same for outputs that are fed back as a state, where errors accumulate.
         min_agreement: least share of rows with the same arg-max, for class-like outputs.
+        passes: pipeline of FLOAT passes that every build runs on the canonical graph, before it calibrates; statistics
+            that were gathered without them are refused if they change the graph.
         overrides: pinned groups; later ones win.
     """
 
@@ -65,6 +68,7 @@ class Recipe:
     min_sqnr_classes: float = 15.0
     min_sqnr_state: float = 30.0
     min_agreement: float = 0.97
+    passes: str = ""
     overrides: tuple[Override, ...] = field(default_factory=tuple)
 
     def pinned(self, groups: Mapping[str, tuple[Form, ...]]) -> tuple[dict[str, Form], dict[str, str]]:
@@ -145,16 +149,53 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
 
 
+def known_recipes() -> tuple[str, ...]:
+    """Return the names of the shipped recipes, then of those that installed packages offer; none is loaded."""
+    shipped = recipe_names()
+    return (*shipped, *offered_names(RECIPES, shipped))
+
+
+def recipe_owner(name: str) -> str:
+    """Return the distribution (with its version) that offers a recipe, empty for a shipped one.
+
+    Raises:
+        PluginError: two packages offer it.
+    """
+    offer = None if name in recipe_names() else find_offer(RECIPES, name)
+    return "" if offer is None else offer.source
+
+
+def recipe_errors() -> tuple[PluginError, ...]:
+    """Load the recipes of all installed packages and return what is wrong with them."""
+    shipped = recipe_names()
+    found = list(conflicts(RECIPES, shipped))
+    told = set(map(str, found))
+    for name in offered_names(RECIPES, shipped):
+        try:
+            load_recipe(name)
+        except PluginError as error:
+            if str(error) not in told:
+                found.append(error)
+    return tuple(found)
+
+
 def load_recipe(name: str) -> Recipe:
-    """Return a shipped recipe by name, or one from a TOML file by path.
+    """Return a recipe by name, shipped or of an installed package, or one from a TOML file by path.
 
     Raises:
         PassError: no such recipe; the text lists those there are.
+        PluginError: a package offers the recipe, but it cannot be read; names the package.
     """
     if name in recipe_names():
         text = resources.files("qcompiler.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
         return parse_recipe(text, name)
+    if (offer := find_offer(RECIPES, name)) is not None:
+        text = offer.text()
+        try:
+            return parse_recipe(text, name)
+        except PassError as error:
+            raise offer.error(f"is no recipe: {error}") from error
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
         return parse_recipe(path.read_text(encoding="utf-8"), path.stem)
-    raise PassError(f"unknown recipe {name!r}; known: {', '.join(recipe_names())}, or the path of a .toml file")
+    raise PassError(f"unknown recipe {name!r}; known: {', '.join(known_recipes())}, or the path of a .toml file")

@@ -3,7 +3,7 @@
 A table is one TOML file::
 
     [target]                     # fields of `Target`; they override inherited ones
-    extends = "ort-x86"          # start from another shipped table
+    extends = "ort-x86"          # start from another table
     drop = ["Add"]               # remove the inherited rows of these operators; also in a [scheme.NAME]
     [[op]]                       # fields of `OpRow`; they stand in front of inherited rows, and win
     [traps]                      # name = "why"; merged with inherited ones
@@ -21,6 +21,7 @@ from importlib import resources
 from typing import Any, Literal, get_args
 
 from qcompiler.errors import TargetError
+from qcompiler.plugins import TARGETS, PluginError, conflicts, find_offer, offered_names
 from qcompiler.quant.formats import FORMATS
 from qcompiler.quant.plan import FORMS
 
@@ -247,7 +248,7 @@ _KINDS: dict[type, str] = {list: "list", str: "text", bool: "bool", int: "whole 
 
 
 def parse_target(text: str, name: str) -> Target:
-    """Read a capability table from TOML text; what it extends is a shipped table.
+    """Read a capability table from TOML text; what it extends is a shipped table, or one of an installed package.
 
     Raises:
         TargetError: the text is not TOML, has a key the schema does not know, or extends in a circle.
@@ -283,8 +284,8 @@ def _extended(text: str, name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         return data
     if parent in seen:
         raise TargetError(f"target {name}: tables extend each other in a circle: {' -> '.join((*seen, parent))}")
-    if parent not in target_names():
-        raise TargetError(f"target {name}: extends unknown {parent!r}; known: {', '.join(target_names())}")
+    if parent not in known_targets():
+        raise TargetError(f"target {name}: extends unknown {parent!r}; known: {', '.join(known_targets())}")
     base = _extended(_text_of(parent), parent, (*seen, parent))
     base["target"].pop("name", None)
     missing = set(data["unavailable"]) - set(data["scheme"])
@@ -320,21 +321,70 @@ def target_names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
 
 
+RESERVED = ("cpu", "host")
+"""Names that stand for a target of this machine."""
+
+
+def known_targets() -> tuple[str, ...]:
+    """Return the names of the shipped targets, then of those that installed packages offer; none is loaded."""
+    shipped = target_names()
+    return (*shipped, *offered_names(TARGETS, (*shipped, *RESERVED)))
+
+
+def target_owner(name: str) -> str:
+    """Return the distribution (with its version) that offers a target, empty for a shipped one.
+
+    Raises:
+        PluginError: two packages offer it.
+    """
+    offer = None if name in target_names() else find_offer(TARGETS, name)
+    return "" if offer is None else offer.source
+
+
+def target_errors() -> tuple[PluginError, ...]:
+    """Load the targets of all installed packages and return what is wrong with them."""
+    shipped = (*target_names(), *RESERVED)
+    found = list(conflicts(TARGETS, shipped))
+    told = set(map(str, found))
+    for name in offered_names(TARGETS, shipped):
+        try:
+            load_target(name)
+        except PluginError as error:
+            if str(error) not in told:
+                found.append(error)
+    return tuple(found)
+
+
 def _text_of(name: str) -> str:
-    return resources.files("qcompiler.targets").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    if name in target_names():
+        return resources.files("qcompiler.targets").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    offer = find_offer(TARGETS, name)
+    assert offer is not None
+    return offer.text()
 
 
 def load_target(name: str, scheme: str = "") -> Target:
-    """Return a shipped target by name.
+    """Return a target by name: a shipped one, or one of an installed package.
 
     Args:
-        name: as `target_names` lists it.
+        name: as `known_targets` lists it.
         scheme: one of `Target.schemes`; empty for the table's own (int8 in most).
 
     Raises:
         TargetError: no such target, or no such scheme on it; the text lists those there are.
+        PluginError: a package offers the target, but it cannot be read; names the package.
     """
-    if name not in target_names():
-        raise TargetError(f"unknown target {name!r}; known: {', '.join(('cpu', 'host', *target_names()))}")
-    target = parse_target(_text_of(name), name)
+    if name not in known_targets():
+        raise TargetError(f"unknown target {name!r}; known: {', '.join((*RESERVED, *known_targets()))}")
+    target = parse_target(_text_of(name), name) if name in target_names() else _offered(name)
     return target.with_scheme(scheme) if scheme else target
+
+
+def _offered(name: str) -> Target:
+    """Return the target of a package; what is wrong with its table is told with the package's name."""
+    offer = find_offer(TARGETS, name)
+    assert offer is not None
+    try:
+        return parse_target(offer.text(), name)
+    except TargetError as error:
+        raise offer.error(f"is no capability table: {error}") from error

@@ -37,6 +37,15 @@ class TestNpz:
             for feed, start, stop in zip(feeds, starts, stops, strict=True):
                 np.testing.assert_array_equal(feed, rows(count)[start:stop])
 
+    def test_the_batch_of_an_open_axis_can_be_asked_for(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", image=rows(7))
+        (tmp_path / "folder").mkdir()
+        np.save(tmp_path / "folder" / "image.npy", rows(7))
+        for source in (tmp_path / "a.npz", tmp_path / "folder"):
+            for info, sizes in ((OPEN, [3, 3, 1]), (FIXED, [2, 2, 2, 2])):
+                feeds = list(read_source(source, [info], SourceOptions(batch=3)))
+                assert [len(f["image"]) for f in feeds] == sizes
+
     def test_several_compressed_arrays_are_read_side_by_side(self, tmp_path: Path) -> None:
         np.savez_compressed(tmp_path / "a.npz", image=rows(40), other=np.arange(40), rate=np.int64(3))
         infos = [OPEN, OTHER, TensorInfo("rate", np.dtype(np.int64), ())]

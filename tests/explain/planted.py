@@ -156,7 +156,7 @@ def machine(integer_us: float) -> dict[str, Any]:
 
 WEIGHTS: dict[str, Array] = {
     "w": normal(1, 8, 4, 3, 3, scale=0.2), "b": normal(2, 8), "w2": normal(3, 8, 8, 3, 3, scale=0.2),
-    "m": normal(4, 64, 32, scale=0.1), "mb": normal(5, 1, 32), "half": normal(4, 64, 32).astype(np.float16),
+    "m": normal(4, 64, 32, scale=0.1), "mb": normal(5, 1, 32), "double": normal(4, 64, 32).astype(np.float64),
     "batch": normal(6, 2, 64, 32), "small": normal(7, 16, 32), "cat": normal(10, 2, 8, 6, 6),
     "sc": np.asarray([1, 1, 2, 2], F), "lw": normal(12, 1, 64, 64), "lr": normal(13, 1, 64, 16),
     "lb": normal(14, 1, 128),
@@ -174,7 +174,7 @@ PLANNED: dict[str, tuple[str, Planned]] = {
     ),
     "a weight of rank three": ("weight-rank", Planned("[n] y = MatMul(x, batch)", inputs="float[2,5,64] x")),
     "K too small": ("too-small", Planned("[n] y = MatMul(x, small)", inputs="float[n,16] x")),
-    "float16": ("not-float32", Planned("[n] y = MatMul(x, half)", "float16[] y", "float16[n,64] x")),
+    "double": ("not-float32", Planned("[n] y = MatMul(x, double)", "double[] y", "double[n,64] x")),
     "never observed": (
         "never-observed",
         Planned(NEVER, "float[n,8,6,6] y", "float[n,4,8,8] x, float[n,8,6,6] o, bool p"),

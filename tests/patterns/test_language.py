@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from qcompiler.ir.text import parse_text
+from qcompiler.passes.catalog import PASSES
+from qcompiler.passes.rewrite import RewritePass
 from qcompiler.patterns.catalog import all_rules
 from qcompiler.patterns.language import any_of, const, maybe, number, op, opt, repeat, rest, rule, var
 from qcompiler.patterns.match import Match, find_matches
@@ -151,3 +153,10 @@ def test_all_rules_have_a_name_and_a_sentence():
     assert len({r.name for r in rules}) == len(rules)
     assert all(r.doc.endswith(".") and r.roots() for r in rules)
     assert all(np.all([ch.islower() or ch in "-0123456789" for ch in r.name]) for r in rules)
+
+
+def test_every_rule_that_a_pass_tries_is_in_the_catalog():
+    known = {r.name for r in all_rules()}
+    tried = {r.name for cls in PASSES if issubclass(cls, RewritePass) for r in cls().rules}
+    assert tried
+    assert tried <= known

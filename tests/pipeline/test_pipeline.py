@@ -1,5 +1,4 @@
 from dataclasses import dataclass, field
-from importlib import metadata
 
 import pytest
 
@@ -12,6 +11,7 @@ from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.pipeline import Pipeline, Step, StepResult
 from qcompiler.pipeline.registry import PassRegistry
 from qcompiler.pipeline.state import ChangeLog, CompileState
+from qcompiler.plugins import PASSES, Offer
 from tests.pipeline.sample_passes import REGISTRY, BreakGraph, DropIdentity, ManyOptions, chain_state, node_of
 
 
@@ -204,29 +204,28 @@ def test_two_passes_of_one_name_are_refused() -> None:
     assert PassRegistry((DropIdentity, DropIdentity)).names() == ("drop-identity",)
 
 
-class Point:
-    """An entry point as importlib.metadata gives it."""
-
-    dist = None
-
-    def __init__(self, name: str, loaded: object) -> None:
-        self.name, self.value, self.loaded = name, "elsewhere:thing", loaded
-
-    def load(self) -> object:
-        if isinstance(self.loaded, Exception):
-            raise self.loaded
-        return self.loaded
-
-
 def test_entry_points_are_loaded_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = {"qcompiler.passes": [Point("many", ManyOptions)]}
-    monkeypatch.setattr(metadata, "entry_points", lambda group: points[group])
+    def offer(name: str, value: str) -> None:
+        made = Offer(PASSES, name, value, "their-passes", "1.0")
+        monkeypatch.setattr("qcompiler.pipeline.registry.offers", lambda group: (made,))
+
     registry = PassRegistry((DropIdentity,))
     assert registry.names() == ("drop-identity",)
-    assert registry.with_entry_points().names() == ("drop-identity", "many")
-    points["qcompiler.passes"] = [Point("bad", ImportError("no module"))]
-    with pytest.raises(PassError, match="entry point bad of an unknown package cannot be loaded: no module"):
-        registry.with_entry_points()
-    points["qcompiler.passes"] = [Point("bad", 3)]
-    with pytest.raises(PassError, match="entry point bad of an unknown package is not a pass class: elsewhere:thing"):
-        registry.with_entry_points()
+    offer("many", f"{ManyOptions.__module__}:ManyOptions")
+    found = registry.with_entry_points()
+    assert found.names() == ("drop-identity", "many")
+    assert found.get("many") is ManyOptions
+    assert found.owner("many") == "their-passes 1.0"
+    assert found.owner("drop-identity") == ""
+    offer("bad", "no_such_module:Thing")
+    found = registry.with_entry_points()
+    assert found.get("drop-identity") is DropIdentity
+    assert list(found) == [DropIdentity]
+    with pytest.raises(PassError, match=r"entry point bad of their-passes 1.0 .* cannot be loaded: ModuleNotFound"):
+        found.get("bad")
+    offer("bad", "math:pi")
+    with pytest.raises(PassError, match=r"entry point bad of their-passes 1.0 .* is not a pass class"):
+        registry.with_entry_points().get("bad")
+    offer("other", f"{ManyOptions.__module__}:ManyOptions")
+    with pytest.raises(PassError, match="offers the pass many: the two names must be the same"):
+        registry.with_entry_points().get("other")

@@ -22,7 +22,7 @@ from qcompiler.ir.serialize import to_bytes
 from qcompiler.ir.text import print_model
 from qcompiler.observed import wanted_values
 from qcompiler.passes.canonicalize import Canonicalize
-from qcompiler.passes.import_qdq import ImportQdq
+from qcompiler.passes.front import front_passes
 from qcompiler.pipeline.changed import FED, exposed, fed
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.numerics import quantization_step, run_outputs, sqnr_db
@@ -110,7 +110,7 @@ def canonical_state(case: Case, feeds: Sequence[Feeds]) -> CompileState:
     state = CompileState(import_model(case.model), load_target(host_target_name(detect())[0]))
     if case.model.SerializeToString() != given:
         raise BrokenPromiseError("importing changed the given model")
-    Pipeline((ImportQdq(), Canonicalize())).run(state, [VerifyInstrument()])
+    Pipeline(front_passes()).run(state, [VerifyInstrument()])
     wanted = run_outputs(ENGINE, ir.from_proto(case.model), feeds)
     found = run_outputs(ENGINE, state.model, feeds)
     rel = Canonicalize.numerics.rel  # type: ignore[union-attr]  # its contract is Reassociates

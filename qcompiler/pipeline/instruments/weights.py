@@ -13,6 +13,7 @@ from onnx_ir import serde
 from qcompiler.errors import ModelError
 from qcompiler.ir.graph import all_graphs
 from qcompiler.ir.serialize import EXTERNAL_THRESHOLD
+from qcompiler.plugins import plugin_versions
 
 WEIGHTS_FILE = "weights.bin"
 _ALIGNMENT = 64
@@ -20,14 +21,14 @@ _LIBRARIES = ("qcompiler", "onnx", "onnx-ir", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the compiler and of the libraries that carry its graphs."""
+    """Return the versions of the compiler, the libraries that carry its graphs, and the packages that extend it."""
     found = {}
     for name in _LIBRARIES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
-    return found
+    return {**plugin_versions(), **found}
 
 
 class WeightStore:

@@ -16,10 +16,9 @@ from qcompiler.calibration.observe import observe
 from qcompiler.ir.importer import import_model
 from qcompiler.observed import wanted_values
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
-from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.front import front_passes
 from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fuse_qdq import FuseQdq
-from qcompiler.passes.import_qdq import ImportQdq
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
 from qcompiler.passes.plan_quantization import PlanQuantization
@@ -56,7 +55,7 @@ def loader() -> ModuleType:
 def prepared(name: str) -> Lab:
     model = loader().load(name)
     state = CompileState(import_model(model.path), load_target("ort-x86"))
-    Pipeline((ImportQdq(), Canonicalize())).run(state)
+    Pipeline(front_passes()).run(state)
     feeds = [{k: np.asarray(v) for k, v in feed.items()} for feed in model.calib[:2]]
     names = list(dict.fromkeys(wanted_values(state.model, find_groups(state.model, state.target))))
     state.statistics = observe(state.model, names, feeds, ENGINE)

@@ -1,0 +1,1 @@
+"""What matrix kernels do with their sums: bias, residual, activation and the rounding to the output's format."""

@@ -1,0 +1,241 @@
+"""``int8_matmul`` in Triton: one program per tile of the output, pointers only, integer sums in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from qcompiler.kernels.call import Call, Case
+from qcompiler.kernels.config import Config
+from qcompiler.kernels.contract import Options
+from qcompiler.kernels.epilogue.contract import PIECEWISE
+from qcompiler.kernels.epilogue.triton_kernel import finish
+from qcompiler.kernels.operand import describe, strides
+
+
+@triton.jit(do_not_specialize=["M", "a_point", "w_point", "residual_zero", "out_zero"])
+def int8_matmul(
+    a_ptr,
+    w_ptr,
+    out_ptr,
+    multiplier_ptr,
+    offset_ptr,
+    a_scale_ptr,
+    a_zero_ptr,
+    column_sum_ptr,
+    bias_ptr,
+    residual_ptr,
+    M,
+    N,
+    K,
+    stride_ab,
+    stride_am,
+    stride_wb,
+    stride_w,
+    stride_ob,
+    stride_om,
+    stride_rb,
+    stride_rm,
+    scale,
+    a_point,
+    w_point,
+    low,
+    high,
+    residual_scale,
+    residual_zero,
+    out_inverse,
+    out_zero,
+    W_LAYOUT: tl.constexpr,
+    MULTIPLIER: tl.constexpr,
+    OFFSET: tl.constexpr,
+    A_SCALE: tl.constexpr,
+    ZEROS: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    OUT_SCALE: tl.constexpr,
+    OUT: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """Compute one tile [BLOCK_M, BLOCK_N] of one matrix of the batch."""
+    batch = tl.program_id(1).to(tl.int64)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    # Bands of GROUP_M tiles share their weights in the cache.
+    per_band = GROUP_M * tiles_n
+    band = tl.program_id(0) // per_band
+    height = tl.minimum(tiles_m - band * GROUP_M, GROUP_M)
+    tile_m = band * GROUP_M + (tl.program_id(0) % per_band) % height
+    tile_n = (tl.program_id(0) % per_band) // height
+
+    # Starts are 64-bit, offsets inside a tile 32-bit.
+    row = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_N)
+    step = tl.arange(0, BLOCK_K)
+    first_row = tile_m * BLOCK_M
+    first_column = tile_n * BLOCK_N
+    row_mask = row < M - first_row
+    column_mask = column < N - first_column
+    a_ptrs = a_ptr + batch * stride_ab + first_row.to(tl.int64) * stride_am + row[:, None] * stride_am + step[None, :]
+    if W_LAYOUT == "nk":
+        w_start = w_ptr + batch * stride_wb + first_column.to(tl.int64) * stride_w
+        w_ptrs = w_start + column[None, :] * stride_w + step[:, None]
+        w_step = BLOCK_K
+    else:
+        w_ptrs = w_ptr + batch * stride_wb + first_column + step[:, None] * stride_w + column[None, :]
+        w_step = BLOCK_K * stride_w
+
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    row_sum = tl.zeros((BLOCK_M,), tl.int32)
+    column_sum = tl.zeros((BLOCK_N,), tl.int32)
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            a = tl.load(a_ptrs, mask=row_mask[:, None], other=0)
+            w = tl.load(w_ptrs, mask=column_mask[None, :], other=0)
+        else:
+            a = tl.load(a_ptrs, mask=row_mask[:, None] & (step[None, :] < K - k), other=0)
+            w = tl.load(w_ptrs, mask=column_mask[None, :] & (step[:, None] < K - k), other=0)
+        total = tl.dot(a, w, total, out_dtype=tl.int32)
+        if ZEROS == "kernel":
+            row_sum += tl.sum(a.to(tl.int32), 1)
+            column_sum += tl.sum(w.to(tl.int32), 0)
+        a_ptrs += BLOCK_K
+        w_ptrs += w_step
+
+    rows_start = batch * M + first_row
+    if ZEROS == "kernel":
+        total += K * a_point * w_point - w_point * row_sum[:, None] - a_point * column_sum[None, :]
+    elif ZEROS != "none":
+        column_sum = tl.load(column_sum_ptr + first_column + column, mask=column_mask, other=0)
+        if ZEROS == "token":
+            zero = tl.load(a_zero_ptr + rows_start + row, mask=row_mask, other=0)
+            total -= zero[:, None] * column_sum[None, :]
+        else:
+            total -= (tl.load(a_zero_ptr) * column_sum)[None, :]
+    if OFFSET == "channel":
+        total += tl.load(offset_ptr + first_column + column, mask=column_mask, other=0)[None, :]
+
+    mask = row_mask[:, None] & column_mask[None, :]
+    out_ptrs = out_ptr + batch * stride_ob + first_row.to(tl.int64) * stride_om + first_column
+    out_ptrs = out_ptrs + row[:, None] * stride_om + column[None, :]
+    if OUT == "int32":
+        tl.store(out_ptrs, total, mask=mask)
+    else:
+        if MULTIPLIER == "channel":
+            factor = tl.load(multiplier_ptr + first_column + column, mask=column_mask, other=0.0)[None, :]
+        else:
+            factor = scale
+        if A_SCALE == "token":
+            factor = tl.load(a_scale_ptr + rows_start + row, mask=row_mask, other=0.0)[:, None] * factor
+        elif A_SCALE == "tensor":
+            factor = tl.load(a_scale_ptr) * factor
+        residual_ptrs = out_ptrs
+        if RESIDUAL != "none":
+            residual_ptrs = residual_ptr + batch * stride_rb + first_row.to(tl.int64) * stride_rm + first_column
+            residual_ptrs = residual_ptrs + row[:, None] * stride_rm + column[None, :]
+        bias_ptrs = column
+        if BIAS == "channel":
+            bias_ptrs = bias_ptr + first_column + column
+        result = finish(
+            total.to(tl.float32) * factor,
+            bias_ptrs,
+            residual_ptrs,
+            column_mask,
+            mask,
+            low,
+            high,
+            residual_scale,
+            residual_zero,
+            out_inverse,
+            out_zero,
+            BIAS,
+            RESIDUAL,
+            ACTIVATION,
+            OUT_SCALE,
+            OUT,
+        )
+        tl.store(out_ptrs, result, mask=mask)
+
+
+def calls(tensors: Mapping[str, Any], options: Options, config: Config) -> list[Call]:
+    """Return the launches of one product; there is one.
+
+    Args:
+        tensors: arguments by name, checked against the contract, with ``out``.
+        options: complete.
+        config: with BLOCK_M, BLOCK_N, BLOCK_K and GROUP_M.
+    """
+    a, out, residual = tensors["a"], tensors["out"], tensors.get("residual")
+    w = tensors["w"] if options["w_layout"] == "nk" else tensors["w_kn"]
+    batch, rows, depth = describe(a).shape
+    columns = describe(out).shape[2]
+    tiles = -(-rows // config["BLOCK_M"]) * -(-columns // config["BLOCK_N"])
+    shared_w = describe(w).shape[0] == 1
+    arguments = {
+        "a_ptr": a,
+        "w_ptr": w,
+        "out_ptr": out,
+        "multiplier_ptr": tensors.get("multiplier"),
+        "offset_ptr": tensors.get("offset"),
+        "a_scale_ptr": tensors.get("a_scale", tensors.get("a_scale_one")),
+        "a_zero_ptr": tensors.get("a_zero", tensors.get("a_zero_one")),
+        "column_sum_ptr": tensors.get("column_sum"),
+        "bias_ptr": tensors.get("bias"),
+        "residual_ptr": residual,
+        "M": rows,
+        "N": columns,
+        "K": depth,
+        "stride_ab": strides(a)[0],
+        "stride_am": strides(a)[1],
+        "stride_wb": 0 if shared_w else strides(w)[0],
+        "stride_w": strides(w)[1],
+        "stride_ob": strides(out)[0],
+        "stride_om": strides(out)[1],
+        "stride_rb": 0 if residual is None else strides(residual)[0],
+        "stride_rm": 0 if residual is None else strides(residual)[1],
+    }
+    numbers = ("scale", "low", "high", "residual_scale", "out_inverse")
+    points = ("a_point", "w_point", "residual_zero", "out_zero")
+    arguments |= {name: float(tensors.get(name, 0.0)) for name in numbers}
+    arguments |= {name: int(tensors.get(name, 0)) for name in points}
+    constants: dict[str, Any] = {name.upper(): value for name, value in options.items()}
+    constants["EVEN_K"] = depth % config["BLOCK_K"] == 0
+    constants |= dict(config.tile)
+    # Bit-exact results forbid contraction; curves have their own error, and profit from it.
+    fuse = options["activation"] not in PIECEWISE
+    return [Call(int8_matmul, (tiles, batch, 1), arguments, constants, config, fuse)]
+
+
+def cases(arch: str) -> tuple[Case, ...]:
+    """Return what is compiled ahead of time: every entry of the table, and every kind of epilogue once."""
+    large = {"B": 1, "M": 4096, "N": 4096, "K": 4096, "W": 1}
+    heads = {"B": 96, "M": 512, "N": 512, "K": 64, "W": 96}
+    folded = {"offset": "channel", "out": "int8"}
+    dynamic = {"a_scale": "token", "zeros": "token", "bias": "channel", "activation": "gelu", "out": "float16"}
+    scores = {"multiplier": "scalar", "zeros": "kernel"}
+    values = scores | {"w_layout": "kn", "out": "int8", "out_scale": "scalar"}
+    curved = dynamic | {"residual": "after"}
+    found = [
+        Case("requantize, relu", large, folded | {"activation": "relu"}),
+        Case("per token, gelu", large | {"M": 512}, dynamic),
+        Case("per token, one row", large | {"M": 16}, dynamic),
+        Case("queries by keys", heads, scores | {"out": "float32"}),
+        Case("per token, few rows", large | {"M": 64}, dynamic, full=True),
+        Case("weights by values", heads, values, full=True),
+        Case("residual s8", large, folded | {"residual": "before"}, {"residual": "int8"}, full=True),
+        Case("residual f16", large, curved, full=True),
+        Case("plain sum", large, {"multiplier": "none", "out": "int32"}, full=True),
+        Case("ragged", large | {"M": 100, "N": 1000, "K": 147}, folded, full=True),
+        Case("ragged, gelu, residual", large | {"M": 100, "N": 1001, "K": 147}, curved, full=True),
+    ]
+    found += [Case(f"out {out}", large, {"out": out}, full=True) for out in ("bfloat16", "uint8")]
+    if arch != "sm80":  # no conversion to 8-bit floats there
+        found.append(Case("out float8e4m3fn", large, {"out": "float8e4m3fn", "out_scale": "scalar"}, full=True))
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Normalization of rows and quantization of the result, in one pass over memory."""
