@@ -18,6 +18,7 @@ from qcompiler.explaining.causes import NodeAccount, cause
 from qcompiler.explaining.evidence import Built, Evidence, ExplainError, build_evidence, dump_evidence, read_report
 from qcompiler.explaining.finding import unknown_node
 from qcompiler.explaining.given import Unit, causes_in_graph, is_conversion, units
+from qcompiler.explaining.given_places import given_places
 from qcompiler.explaining.given_proof import kernels
 from qcompiler.explaining.shares import error_shares
 from qcompiler.ir.graph import all_nodes, origins
@@ -198,8 +199,8 @@ def _given_account(
         notes.append("qcompiler compile takes the pairs out and leaves it in float")
     form = "fused" if integer or (gone and not causes) else "given"
     return NodeAccount(
-        name, unit.node.op_type, origins=origins(unit.node), form=form, causes=causes, kernel=kernel,
-        notes=tuple(notes),
+        name, unit.node.op_type, origins=origins(unit.node), form=form, causes=causes,
+        places=given_places(unit), kernel=kernel, notes=tuple(notes),
     )  # fmt: skip
 
 

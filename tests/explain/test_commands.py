@@ -215,3 +215,28 @@ def test_lock_and_blame_read_pictures_as_told(call: Call, place: Path) -> None:
     code, _, err = call("blame", place / "m.onnx", made, "--evaluation", pictures, "--image", "resize=twice")
     assert code == 2
     assert "resize" in err
+
+
+def test_a_quantized_model_shows_the_numbers_around_a_node(call: Call, place: Path) -> None:
+    made = place / "q.onnx"
+    assert (
+        call("lock", place / "m.onnx", "--calibration", place / "f.npz", *RULE, "-o", place / "l", "--compiled", made)[
+            0
+        ]
+        == 0
+    )
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(made).graph.initializer}
+    code, out, _ = call("explain", made, "/stem/Conv", "--json")
+    assert code == 0
+    (account,) = json.loads(out)["accounts"]
+    assert account["form"] == "fused"
+    by_role = {p["role"]: p for p in account["places"]}
+    assert [p["role"] for p in account["places"]] == ["input", "weight", "bias", "output"]
+    weight = by_role["weight"]
+    assert weight["format"] == "int8, per channel of axis 0, symmetric"
+    scales = stored[weight["value"].removesuffix(":q") + ":scale"]
+    assert weight["scale"] == pytest.approx([float(scales.min()), float(scales.max())])
+    assert weight["zero_point"] == [0]
+    assert by_role["input"]["format"] == "uint8"
+    assert by_role["bias"]["format"] == "int32, per channel of axis 0, symmetric"
+    assert len(by_role["output"]["scale"]) == 1
