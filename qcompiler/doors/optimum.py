@@ -153,7 +153,7 @@ class QCompilerQuantizer(ORTQuantizer):  # type: ignore[misc]  # Optimum has no 
             opset: operator set of the result.
             shapes: input name to lengths.
             threads: threads while measuring.
-            sources: how rows become feeds; by default ``batch_size`` rows each.
+            sources: how rows become feeds; by default ``batch_size`` rows each of what `fit` took.
             synthetic_calibration: feeds to make up from the graph.
             random_calibration: random feeds.
 
@@ -173,7 +173,7 @@ class QCompilerQuantizer(ORTQuantizer):  # type: ignore[misc]  # Optimum has no 
             self.onnx_model_path, target=target, recipe=chosen, calibration=data, overrides=overrides, budget=budget,
             shapes=shapes, decisions=decisions, threads=threads, guard=guard, emit=emit, min_sqnr=min_sqnr,
             random_calibration=random_calibration, opset=opset, synthetic_calibration=synthetic_calibration,
-            sources=sources or SourceOptions(batch=self._batch_size),
+            sources=sources or SourceOptions(batch=self._batch_size if self._parts else None),
         )  # fmt: skip
         folder = Path(save_dir)
         folder.mkdir(parents=True, exist_ok=True)
