@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qcompiler.passes.assign_channels_last import AssignChannelsLast
 from qcompiler.passes.assign_float_type import AssignFloatType
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.passes.cancel_transposes import CancelTransposes
@@ -16,7 +17,9 @@ from qcompiler.passes.fold_reshapes import FoldReshapes
 from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fold_shapes import FoldShapes
 from qcompiler.passes.fuse_batch_norm import FuseBatchNorm
+from qcompiler.passes.fuse_epilogues import FuseEpilogues
 from qcompiler.passes.fuse_matmul_add import FuseMatmulAdd
+from qcompiler.passes.fuse_norms import FuseNorms
 from qcompiler.passes.fuse_pad import FusePad
 from qcompiler.passes.fuse_qdq import FuseQdq
 from qcompiler.passes.import_qdq import ImportQdq
@@ -26,10 +29,12 @@ from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
 from qcompiler.passes.lower_openvino import LowerOpenvino
 from qcompiler.passes.lower_tensorrt import LowerTensorrt
+from qcompiler.passes.lower_triton import LowerTriton
 from qcompiler.passes.normalize_activations import NormalizeActivations
 from qcompiler.passes.normalize_gemm import NormalizeGemm
 from qcompiler.passes.order_operands import OrderOperands
 from qcompiler.passes.plan_quantization import PlanQuantization
+from qcompiler.passes.prepack_weights import PrepackWeights
 from qcompiler.passes.recognize_gelu import RecognizeGelu
 from qcompiler.passes.recognize_layer_norm import RecognizeLayerNorm
 from qcompiler.passes.recognize_silu import RecognizeSilu
@@ -73,6 +78,11 @@ PASSES: tuple[type[Pass], ...] = (
     LowerOnnxruntime,
     LowerOpenvino,
     LowerTensorrt,
+    LowerTriton,
+    AssignChannelsLast,
+    FuseEpilogues,
+    FuseNorms,
+    PrepackWeights,
     AssignFloatType,
     AvoidEngineTraps,
     StoreHalfPrecision,

@@ -59,7 +59,7 @@ class StoreHalfPrecision(Pass):
         return stored
 
     def _read_through_cast(
-        self, rewriter: Rewriter, graph: ir.Graph, value: ir.Value, tensor: ir.Tensor, first: ir.Node
+        self, rewriter: Rewriter, graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol, first: ir.Node
     ) -> None:
         name = str(value.name)
         constant = rewriter.constant(tensor, f"{name}:{tensor.dtype.name.lower()}", graph)

@@ -178,6 +178,6 @@ class _Widening:
         graph.outputs[index] = narrow
 
 
-def _widened(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Return the float32 tensor of the same numbers."""
     return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def inspect_command(
-    folder: Annotated[Path, typer.Argument(metavar="DUMPDIR", help="What --dump wrote.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What --dump wrote, or a model.qc.", show_default=False)
+    ],
     stage: Annotated[int | None, typer.Option("--stage", metavar="N", help="Show the graph of stage N.")] = None,
     diff: Annotated[int | None, typer.Option("--diff", metavar="N", help="Show what stage N changed.")] = None,
     side: Annotated[
@@ -29,7 +31,7 @@ def inspect_command(
     ] = None,
     netron: Annotated[int | None, typer.Option("--netron", metavar="N", help="Open stage N in Netron.")] = None,
 ) -> None:
-    """Show a dump: the passes, what each changed, and why.
+    """Show a dump: the passes, what each changed, and why; or the plan of a model compiled for Triton.
 
     \b
     Examples:
@@ -37,10 +39,16 @@ def inspect_command(
       qcompiler inspect dump/ --diff 5 --side-by-side
       qcompiler inspect dump/ --remarks 3
       qcompiler inspect dump/ --html dump.html
+      qcompiler inspect model.qc
     """
     from qcompiler.report.dumps import DumpError, load_dump
     from qcompiler.report.dumps_text import render, render_diff, render_remarks, render_side_by_side, render_stage
 
+    if folder.suffix == ".qc":
+        from qcompiler.backends.triton.artifact import read_plan_text
+
+        print(read_plan_text(folder), end="")
+        return
     if side and diff is None:
         raise DumpError("--side-by-side says how --diff N is shown: give both")
     dump, console = load_dump(folder), stdout_console()

@@ -147,7 +147,7 @@ class _Given:
             state = CompileState(model, self.target or load_target(host_target_name(detect())[0]))
         table = self.target or state.target
         if self.recipe is not None and (self.target is not None or carried is None or table.scheme_tables):
-            table = table.with_scheme(self.recipe.scheme, self.recipe.block)
+            table = self.recipe.on(table)
         if table != state.target and state.phase is not Phase.FLOAT:
             raise PassError(
                 f"the model was planned for {state.target.name} ({state.target.scheme}), this pass is given "

@@ -113,7 +113,7 @@ def settle(options: Options) -> Settings:
     name, note = _target_name(options.target, processor)
     notes = [note] if note else []
     recipe = _recipe(options)
-    target = load_target(name).with_scheme(recipe.scheme, recipe.block)
+    target = recipe.on(load_target(name))
     here = runs_here(target, processor)
     budget = parse_budget(options.budget)
     if (budget.drop_points is not None or budget.drop_relative is not None) and options.metric is None:

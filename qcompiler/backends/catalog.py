@@ -27,6 +27,8 @@ def engine_of(path: Path) -> str:
     """
     if path.suffix == ".xml":
         return "openvino"
+    if path.suffix == ".qc":
+        return "triton"
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # protobuf and the file system raise their own types
@@ -53,6 +55,10 @@ def open_backend(
         from qcompiler.backends.tensorrt.backend import TrtBackend
 
         return TrtBackend(sm=target.sm, profiles=profiles or {}, samples=samples or {})
+    if target.engine == "triton":
+        from qcompiler.backends.triton.backend import TritonBackend
+
+        return TritonBackend(sm=target.sm, profiles=profiles or {}, samples=samples or {})
     if target.engine == "openvino" and importlib.util.find_spec("openvino") is None:
         from qcompiler.backends.openvino import INSTALL
 
@@ -85,10 +91,16 @@ def engine_backend(name: str) -> Backend:
         engine = OvEngine()
         _ = engine.version  # raises where OpenVINO is not installed
         return OvBackend(engine)
+    if name == "triton":
+        from qcompiler.backends.triton.backend import TritonBackend
+        from qcompiler.backends.triton.engine import TritonEngine
+
+        return TritonBackend(engine=TritonEngine())
     if name == "ort-openvino":
         from qcompiler.backends.ort_openvino import load_provider
 
         return load_provider()
     raise TargetError(
-        f"there is no backend for the engine {name!r}; there are onnxruntime, openvino, ort-openvino and tensorrt"
+        f"there is no backend for the engine {name!r}; there are onnxruntime, openvino, ort-openvino, tensorrt and "
+        "triton"
     )

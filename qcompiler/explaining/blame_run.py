@@ -123,7 +123,7 @@ def accuse(
 
 def _target_of(record: Decisions) -> Target:
     recipe = load_recipe(_recipe_name(record))
-    return load_target(record.context.get("target", "ort-generic")).with_scheme(recipe.scheme, recipe.block)
+    return recipe.on(load_target(record.context.get("target", "ort-generic")))
 
 
 def _recipe_name(record: Decisions) -> str:

@@ -230,7 +230,7 @@ def _target_of(dump: Dump, report: Mapping[str, Any]) -> Target:
     name = report.get("context", {}).get("recipe", "")
     try:
         recipe: Recipe = load_recipe(name) if name else Recipe("")
-        return target.with_scheme(recipe.scheme, recipe.block)
+        return recipe.on(target)
     except QCompilerError:
         return target  # a recipe of the user's own that is not here: the table's own scheme
 

@@ -13,6 +13,7 @@ from typing import Any
 from qcompiler.errors import PassError
 from qcompiler.plugins import RECIPES, PluginError, conflicts, find_offer, offered_names
 from qcompiler.quant.plan import FORMS, Form
+from qcompiler.targets.target import Target
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,14 @@ class Recipe:
     min_agreement: float = 0.97
     passes: str = ""
     overrides: tuple[Override, ...] = field(default_factory=tuple)
+
+    def on(self, target: Target) -> Target:
+        """Return a target's table in this recipe's scheme; one that the target names as the recipe itself goes first.
+
+        Raises:
+            TargetError: the target has no such scheme.
+        """
+        return target.with_scheme(self.name if self.name in target.scheme_tables else self.scheme, self.block)
 
     def pinned(self, groups: Mapping[str, tuple[Form, ...]]) -> tuple[dict[str, Form], dict[str, str]]:
         """Return (form, estimator) per pinned group.

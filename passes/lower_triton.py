@@ -1,0 +1,120 @@
+"""lower-triton: replace fused calls by nodes of the project's kernels, and write the rest out as Q/DQ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompiler.ir.graph import all_graphs, is_op, single_consumer
+from qcompiler.ir.phase import Phase
+from qcompiler.ir.rewriter import Rewriter
+from qcompiler.passes.inlining import inline
+from qcompiler.passes.integer_operators import Emission
+from qcompiler.passes.integer_pairs import lower_pairs
+from qcompiler.passes.kernel_lowerers import LOWERERS, reads_second
+from qcompiler.passes.kernel_nodes import KERNEL_DOMAIN
+from qcompiler.patterns.outline import DOMAIN, ROOT, roles_of
+from qcompiler.pipeline.base import Pass
+from qcompiler.pipeline.contract import Contract, WithinStep
+from qcompiler.pipeline.state import CompileState
+from qcompiler.quant.plan import use_point
+
+
+@dataclass(frozen=True)
+class LowerTriton(Pass):
+    """Replace fused calls by kernels; what no kernel takes is written out as Q/DQ and runs as torch functions.
+
+    A sum of two quantized branches reads in float what a convolution computes for it alone: it stands in the epilogue
+    of that convolution, with one rounding less.
+
+    Options:
+        standard: write everything out as Q/DQ, with the same sums read in float: what ONNX Runtime can run, with the
+            numbers that the kernels compute.
+    """
+
+    needs = Phase.FUSED
+    gives = Phase.LOWERED
+    numerics: ClassVar[Contract] = WithinStep(1)
+    standard: bool = False
+
+    def run(self, state: CompileState) -> int:
+        """Lower every call and return the number of changes."""
+        rewriter = Rewriter(state.model)
+        for graph in list(all_graphs(state.model)):
+            residuals = _residual_sums(state, graph)
+            for node in list(graph):
+                if node.domain == DOMAIN:
+                    self._lower(state, rewriter, node)
+            for name, index in residuals.items():
+                self._free(rewriter, graph, name, index)
+        for identifier in [i for i, f in state.model.functions.items() if f.domain == DOMAIN]:
+            del state.model.functions[identifier]
+        for graph in all_graphs(state.model):
+            graph.opset_imports.pop(DOMAIN, None)
+            if not self.standard:
+                lower_pairs(rewriter, graph)
+        if not self.standard:
+            state.model.graph.opset_imports[KERNEL_DOMAIN] = 1
+        return rewriter.changes
+
+    def _lower(self, state: CompileState, rewriter: Rewriter, call: ir.Node) -> None:
+        function = state.model.functions[call.op_identifier()]
+        kind = function.metadata_props[ROOT]
+        point = state.plan.points.get(use_point(call.name or "", 1))
+        bits = 0 if point is None else point.spec.storage.bits
+        emission = Emission(rewriter, call, function, roles_of(function, call), bits)
+        lower = None if self.standard else LOWERERS.get(kind)
+        if lower is not None:
+            reason = lower(emission)
+            if reason is None:
+                return
+            state.remark(self.name(), call, "no-kernel", f"{reason}; kept as Q/DQ in float")
+        inline(rewriter, call, function)
+
+    def _free(self, rewriter: Rewriter, graph: ir.Graph, name: str, index: int) -> None:
+        """Let a sum read in float, or as the epilogue of a convolution, what that computes for it alone."""
+        add = next((n for n in graph if n.name == name), None)
+        if add is None:
+            return
+        if self.standard:
+            dequantize = add.inputs[index].producer()  # type: ignore[union-attr]
+            quantize = dequantize.inputs[0].producer() if dequantize is not None else None  # type: ignore[union-attr]
+            if is_op(dequantize, "DequantizeLinear") and is_op(quantize, "QuantizeLinear"):
+                rewriter.set_input(add, index, quantize.inputs[0])  # type: ignore[union-attr]
+                rewriter.erase_dead([dequantize])  # type: ignore[list-item]
+            return
+        add.attributes["residual"] = ir.AttrInt64("residual", 1 - index)
+
+
+def _residual_sums(state: CompileState, graph: ir.Graph) -> dict[str, int]:
+    """Return the fused sums that can stand in the epilogue of a convolution, with the index of its result.
+
+    Where both branches come from such a convolution, the later one takes the sum: the other one's result exists by
+    then.
+    """
+    kinds = {i: f.metadata_props[ROOT] for i, f in state.model.functions.items() if f.domain == DOMAIN}
+    places = {node: index for index, node in enumerate(graph)}
+    found = {}
+    for node in graph:
+        if kinds.get(node.op_identifier()) != "Add":
+            continue
+        function = state.model.functions[node.op_identifier()]
+        roles = roles_of(function, node)
+        root = next(n for n in function if n.op_type == "Add")
+        swapped = reads_second(function, root)
+        branches = []
+        for index, role in enumerate(("w", "x") if swapped else ("x", "w")):
+            value = roles.get(role)
+            maker = None if value is None else value.producer()
+            if value is None or maker is None or maker not in places or value.shape is None:
+                continue
+            if kinds.get(maker.op_identifier()) == "Conv" and value.shape == node.outputs[0].shape:
+                body = state.model.functions[maker.op_identifier()]
+                plain = not any(is_op(n, "Relu", "Clip") for n in body)
+                if plain and single_consumer(value) is node:
+                    branches.append((places[maker], index))
+        if branches:
+            found[str(node.name)] = max(branches)[1]
+    return found

@@ -1,0 +1,241 @@
+"""prepack-weights: turn constants into what the kernels read, once and ahead of time.
+
+Weights of products become (N, K), of convolutions (O, R, S, C); zero points of activations, which only add a number per
+column, become an int32 offset together with an int32 bias; scales become one float32 multiplier per column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.engine import Array
+from qcompiler.ir.graph import all_graphs, const_array
+from qcompiler.ir.phase import Phase
+from qcompiler.ir.rewriter import Rewriter
+from qcompiler.passes.kernel_nodes import (
+    arguments_of,
+    is_kernel,
+    kernel_node,
+    scalar_params,
+    settings_of,
+    stand_in,
+)
+from qcompiler.passes.matmul_nbits import pack
+from qcompiler.pipeline.base import Pass
+from qcompiler.pipeline.contract import Contract, WithinStep
+from qcompiler.pipeline.state import CompileState
+
+_PIECEWISE = ("none", "relu", "clip")
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True)
+class PrepackWeights(Pass):
+    """Pack the constants of kernels; it comes last, since the passes before it read scales by role."""
+
+    needs = Phase.LOWERED
+    numerics: ClassVar[Contract] = WithinStep(1)
+
+    def run(self, state: CompileState) -> int:
+        """Pack every kernel's constants and return the number of changes."""
+        rewriter = Rewriter(state.model)
+        for graph in list(all_graphs(state.model)):
+            for node in list(graph):
+                if is_kernel(node, *_PACKERS):
+                    _PACKERS[node.op_type](_Packing(rewriter, node))
+        for graph in all_graphs(state.model):
+            for name, value in list(graph.initializers.items()):
+                if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                    del graph.initializers[name]
+        return rewriter.changes
+
+
+class _Packing:
+    """One node on its way from roles to a kernel's arguments.
+
+    Attributes:
+        given: inputs by role.
+        settings: options and numbers by role's name.
+        arguments: inputs of the packed node.
+        numbers: options and numbers of the packed node.
+    """
+
+    def __init__(self, rewriter: Rewriter, node: ir.Node) -> None:
+        self.rewriter, self.node = rewriter, node
+        self.given, self.settings = arguments_of(node), settings_of(node)
+        self.arguments: dict[str, ir.Value | None] = {}
+        self.numbers: dict[str, Any] = {}
+
+    def array(self, role: str) -> Array | None:
+        """Return a constant input."""
+        return const_array(self.given.get(role))
+
+    def params(self, role: str) -> tuple[np.float32, int] | None:
+        """Return (scale, zero point) of a role, None if it has none."""
+        if role + "s" not in self.given:
+            return None
+        return scalar_params(self.given[role + "s"], self.given.get(role + "z"))
+
+    def constant(self, array: Array, what: str) -> ir.Value:
+        """Add a packed constant."""
+        return self.rewriter.constant(np.ascontiguousarray(array), f"{self.node.name}:{what}")
+
+    def finish(self, kernel: str = "") -> None:
+        """Put the packed node in place of the other one."""
+        made = kernel_node(
+            self.rewriter, kernel or self.node.op_type, self.arguments, self.numbers, before=self.node,
+            origin=[self.node], name=f"{self.node.name}:packed", outputs=len(self.node.outputs),
+        )  # fmt: skip
+        stand_in(self.rewriter, self.node, made)
+
+
+def _scales(p: _Packing, columns: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    found = p.array("ws")
+    assert found is not None
+    return np.broadcast_to(found.astype(np.float32).reshape(-1), (columns,))
+
+
+def _epilogue(p: _Packing, sums: Array) -> None:
+    """Write multiplier, offset, bias and what is done behind them.
+
+    Args:
+        p: the node.
+        sums: int64 [N], sum of each column's weights; zeros where the activation has no zero point.
+    """
+    columns = len(sums)
+    x, y = p.params("x"), p.params("y")
+    dynamic = x is None
+    weight_scale, activation = _scales(p, columns), p.settings.get("activation", "none")
+    unit = weight_scale if dynamic else np.asarray(x[0] * weight_scale, np.float32)  # type: ignore[index]
+    offset = np.zeros(columns, np.int64) if dynamic else -np.int64(x[1]) * sums  # type: ignore[index]
+    # Stored behind a function, or through a sum of floats: scaled to reals first, to steps of the output at the end.
+    staged = p.settings.get("stage") == "float" or p.node.op_type == "fp8_matmul"
+    real = y is not None and (activation not in _PIECEWISE or staged)
+    bias = p.array("b")
+    if bias is not None and "bs" in p.given:
+        offset = offset + bias.astype(np.int64).reshape(-1)
+    elif bias is not None and y is not None and not real:
+        steps = np.rint(bias.astype(np.float64).reshape(-1) / unit.astype(np.float64))
+        offset = offset + np.clip(steps, _INT32.min // 2, _INT32.max // 2).astype(np.int64)
+    elif bias is not None:
+        p.arguments["bias"] = p.constant(bias.astype(np.float32).reshape(-1), "bias")
+        p.numbers["bias"] = "channel"
+    folded = y is not None and not real
+    multiplier = np.asarray(unit / y[0], np.float32) if folded and y is not None else unit
+    p.arguments["multiplier"] = p.constant(multiplier, "multiplier")
+    if np.any(offset):
+        p.arguments["offset"] = p.constant(np.clip(offset, _INT32.min, _INT32.max).astype(np.int32), "offset")
+        p.numbers["offset"] = "channel"
+    _behind(p, activation, y if folded else None)
+    if y is not None:
+        if p.settings["out"] == "int8":
+            p.numbers["out_zero"] = y[1]
+        if real:
+            p.numbers |= {"out_scale": "scalar", "out_inverse": float(np.float32(1) / y[0])}
+    p.numbers["out"] = p.settings["out"]
+
+
+def _behind(p: _Packing, activation: str, y: tuple[np.float32, int] | None) -> None:
+    """Write activation and residual; with ``y`` all numbers are in steps of the output."""
+    step = np.float32(1) if y is None else y[0]
+    if activation != "none":
+        p.numbers["activation"] = activation
+    for name in ("low", "high"):
+        if name in p.settings and activation == "clip":
+            with np.errstate(over="ignore"):
+                bound = np.float32(p.settings[name]) / step
+            p.numbers[name] = float(np.clip(bound, -3.4e38, 3.4e38))
+    if "residual" not in p.settings:
+        return
+    residual = p.params("r")
+    scale, zero = residual if residual is not None else (np.float32(1), 0)
+    p.arguments["residual"] = p.given["residual"]
+    p.numbers |= {
+        "residual": p.settings["residual"], "residual_scale": float(np.float32(scale / step)), "residual_zero": zero,
+    }  # fmt: skip
+
+
+def _matmul(p: _Packing) -> None:
+    weight = p.array("w")
+    assert weight is not None
+    packed = weight.T
+    p.arguments |= {"a": p.given["x"], "w": p.constant(packed[None], "w")}
+    sums = packed.astype(np.int64).sum(axis=1) if packed.dtype == np.int8 else np.zeros(len(packed), np.int64)
+    if "a_zero_one" in p.given:
+        p.arguments |= {name: p.given[name] for name in ("a_scale_one", "a_zero_one")}
+        p.arguments["column_sum"] = p.constant(sums.astype(np.int32), "column_sum")
+        p.numbers |= {"a_scale": "tensor", "zeros": "tensor"}
+    _epilogue(p, sums)
+    p.finish()
+
+
+def _conv(p: _Packing) -> None:
+    weight, x = p.array("w"), p.params("x")
+    assert weight is not None
+    assert x is not None
+    packed = weight.transpose(0, 2, 3, 1)
+    p.arguments["x"] = p.given["x"]
+    group = int(p.settings["group"])
+    if weight.shape[1] == 1 and group > 1 and weight.shape[0] % group == 0:
+        p.arguments["w_rso"] = p.constant(packed[..., 0].transpose(1, 2, 0), "w")
+        p.numbers["kind"] = "depthwise"
+    else:
+        p.arguments["w"] = p.constant(packed, "w")
+        p.numbers["group"] = group
+    _epilogue(p, packed.astype(np.int64).sum(axis=(1, 2, 3)))
+    pads = p.settings["pads"]
+    p.numbers["pad"] = "none" if not any(pads) else "zero" if x[1] == 0 else "point"
+    if p.numbers["pad"] == "point":
+        p.numbers["x_zero"] = x[1]
+    for name in ("stride", "dilation"):
+        p.numbers |= {f"{name}_h": p.settings[f"{name}s"][0], f"{name}_w": p.settings[f"{name}s"][1]}
+    p.numbers |= {f"pad_{side}": n for side, n in zip(("top", "left", "bottom", "right"), pads, strict=True)}
+    p.finish()
+
+
+def _pointwise(p: _Packing) -> None:
+    x, w, y = p.params("x"), p.params("w"), p.params("y")
+    assert x is not None
+    assert w is not None
+    assert y is not None
+    p.arguments |= {"a": p.given["x"], "b": p.given["w"]}
+    p.numbers |= {"a_scale": float(x[0]), "a_zero": x[1], "b_scale": float(w[0]), "b_zero": w[1]}
+    p.numbers |= {"out_scale": float(y[0]), "out_zero": y[1]}
+    p.numbers |= {name: p.settings[name] for name in ("activation", "low", "high") if name in p.settings}
+    p.finish()
+
+
+def _pool(p: _Packing) -> None:
+    x, y = p.params("x"), p.params("y")
+    p.arguments["x"] = p.given["x"]
+    p.numbers |= p.settings
+    if x is not None and y is not None:
+        p.numbers |= {"x_scale": float(x[0]), "x_zero": x[1], "out_scale": float(y[0]), "out_zero": y[1]}
+    p.finish()
+
+
+def _blocks(p: _Packing) -> None:
+    """Pack a weight in blocks: (N, K) and scales (N, K / block); two numbers of 4 bits to a byte, plus 8 each."""
+    weight, scales, bias = p.array("w"), p.array("ws"), p.array("b")
+    assert weight is not None
+    assert scales is not None
+    rows = weight.astype(np.int64).T
+    packed = pack(rows + 8, 4) if p.node.op_type == "int4_matmul" else rows.astype(np.int8)
+    p.arguments |= {"a": p.given["x"], "w": p.constant(packed, "w")}
+    p.arguments["scales"] = p.constant(scales.astype(np.float32).T, "scales")
+    if bias is not None:
+        p.arguments["bias"] = p.constant(bias.astype(np.float32).reshape(-1), "bias")
+        p.numbers["bias"] = "channel"
+    p.numbers["group"] = p.settings["group"]
+    p.finish()
+
+
+_PACKERS: Mapping[str, Callable[[_Packing], None]] = {
+    "int8_matmul": _matmul, "fp8_matmul": _matmul, "int8_conv": _conv, "int8_add": _pointwise, "int8_mul": _pointwise,
+    "int8_pool": _pool, "int4_matmul": _blocks, "int8_weight_matmul": _blocks,
+}  # fmt: skip

@@ -1,0 +1,265 @@
+"""Every kernel step on torch tensors of any device: exact integers, the epilogue as the kernels have it.
+
+These are what the executor runs on a CPU, and where a kernel does not exist (yet). Sums of products are exact: float32
+where their bound fits into 24 bits, in two halves or in float64 where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as nn
+from torch import Tensor
+
+from qcompiler.backends.triton.torch_ops.call import Call
+from qcompiler.backends.triton.torch_ops.elementwise import cast_to
+from qcompiler.backends.triton.torch_ops.quantization import dynamic_quantize
+from qcompiler.backends.triton.torch_ops.windows import (
+    max_pool,
+    output_lengths,
+    window_counts,
+    window_of,
+    window_sums,
+)
+
+Given = Mapping[str, Any]
+Reference = Callable[[Given], tuple[Tensor, ...]]
+_EXACT = float(1 << 24)
+"""float32 holds every whole number up to here."""
+
+
+def finish(value: Tensor, given: Given) -> Tensor:
+    """Turn scaled sums [..., N] into the output: bias, residual, activation, output scale, rounding."""
+    if "bias" in given and isinstance(given["bias"], Tensor):
+        value = value + given["bias"].to(torch.float32)
+    if given.get("residual_when", "none") == "before":
+        value = value + _residual(given)
+    value = activate(value, given)
+    if given.get("residual_when", "none") == "after":
+        value = value + _residual(given)
+    if given.get("out_scale", "folded") == "scalar":
+        value = value * _single(given["out_inverse"])
+    return store(value, str(given.get("out", "float32")), int(given.get("out_zero", 0)))
+
+
+def _single(number: float) -> float:
+    return float(torch.tensor(number, dtype=torch.float32))
+
+
+def _residual(given: Given) -> Tensor:
+    stored: Tensor = given["residual"].to(torch.float32) - float(given["residual_zero"])
+    return stored * _single(given["residual_scale"])
+
+
+def activate(value: Tensor, given: Given) -> Tensor:
+    """Apply the epilogue's activation."""
+    match given.get("activation", "none"):
+        case "relu":
+            return torch.clamp(value, min=0)
+        case "clip":
+            return torch.clamp(value, _single(given["low"]), _single(given["high"]))
+        case "leaky_relu":
+            return torch.where(value < 0, value * _single(given["low"]), value)
+        case "gelu":
+            return nn.gelu(value)
+        case "gelu_tanh":
+            return nn.gelu(value, approximate="tanh")
+        case "silu":
+            return nn.silu(value)
+        case "sigmoid":
+            return torch.sigmoid(value)
+        case "tanh":
+            return torch.tanh(value)
+        case "hard_swish":
+            return value * torch.clamp(value / 6 + 0.5, 0, 1)
+        case _:
+            return value
+
+
+def store(value: Tensor, dtype: str, zero: int) -> Tensor:
+    """Round float32 numbers to an output dtype; 8-bit ones saturate, ties go to even."""
+    if dtype == "int8":
+        return (torch.round(torch.clamp(value, -128 - zero, 127 - zero)) + zero).to(torch.int8)
+    if dtype == "float8e4m3fn":
+        return cast_to(value, 17)
+    return value.to({"float16": torch.float16, "bfloat16": torch.bfloat16}.get(dtype, torch.float32))
+
+
+def exact_matmul(a: Tensor, w: Tensor) -> Tensor:
+    """Multiply a [..., K] by w [N, K] transposed, both int8, exactly; float64 below 2**53, or float32 where it fits."""
+    k = a.shape[-1]
+    kind = torch.float32 if k * 128 * 128 < _EXACT else torch.float64
+    return torch.matmul(a.to(kind), w.to(kind).T).to(torch.int64)
+
+
+def _int8_matmul(given: Given) -> tuple[Tensor, ...]:
+    a, w = given["a"], given["w"].reshape(given["w"].shape[-2:])
+    total = exact_matmul(a, w)
+    if "a_zero_one" in given:
+        total = total - given["a_zero_one"].to(torch.int64) * given["column_sum"].to(torch.int64)
+    if isinstance(given.get("offset"), Tensor):
+        total = total + given["offset"].to(torch.int64)
+    factor = given["multiplier"]
+    if "a_scale_one" in given:
+        factor = given["a_scale_one"] * factor
+    return (finish(total.to(torch.float32) * factor, given),)
+
+
+def _fp8_matmul(given: Given) -> tuple[Tensor, ...]:
+    a, w = given["a"].to(torch.float32), given["w"].to(torch.float32)
+    total = torch.matmul(a, w.reshape(w.shape[-2:]).T)
+    return (finish(total * given["multiplier"], given),)
+
+
+def exact_conv(x: Tensor, w: Tensor, given: Given, group: int) -> Tensor:
+    """Convolve whole numbers exactly: x [N, C, H, W] in -128 ... 127, w int8 [O, C / group, R, S]; int64."""
+    strides = [int(given["stride_h"]), int(given["stride_w"])]
+    dilations = [int(given["dilation_h"]), int(given["dilation_w"])]
+    largest = float(w.to(torch.float64).abs().sum(dim=(1, 2, 3)).max()) if w.numel() else 0.0
+    kind = torch.float32 if largest * 15 < _EXACT else torch.float64
+
+    def convolve(part: Tensor) -> Tensor:
+        return nn.conv2d(part.to(kind), w.to(kind), None, strides, 0, dilations, group)
+
+    if largest * 128 < _EXACT or kind is torch.float64:
+        return convolve(x).to(torch.int64)
+    high = torch.floor(x / 16)
+    return convolve(high).to(torch.int64) * 16 + convolve(x - high * 16).to(torch.int64)
+
+
+def _int8_conv(given: Given) -> tuple[Tensor, ...]:
+    x = given["x"].to(torch.float32).permute(0, 3, 1, 2)
+    sides = [int(given[f"pad_{side}"]) for side in ("left", "right", "top", "bottom")]
+    if any(sides):
+        x = nn.pad(x, sides, value=float(given.get("x_zero", 0)))
+    depthwise = given.get("kind") == "depthwise"
+    w = given["w_rso"].permute(2, 0, 1).unsqueeze(1) if depthwise else given["w"].permute(0, 3, 1, 2)
+    group = x.shape[1] if depthwise else int(given["group"])
+    total = exact_conv(x.contiguous(), w.contiguous(), given, group).permute(0, 2, 3, 1)
+    if isinstance(given.get("offset"), Tensor):
+        total = total + given["offset"].to(torch.int64)
+    return (finish(total.to(torch.float32) * given["multiplier"], given),)
+
+
+def _real(given: Given, name: str) -> Tensor:
+    centred: Tensor = given[name].to(torch.float64) - int(given[f"{name}_zero"])
+    return centred * _single(given[f"{name}_scale"])
+
+
+def _pointwise(function: Callable[[Tensor, Tensor], Tensor]) -> Reference:
+    def run(given: Given) -> tuple[Tensor, ...]:
+        made = function(_real(given, "a"), _real(given, "b"))
+        made = activate(made, given)
+        return (_round(made, given),)
+
+    return run
+
+
+def _round(real: Tensor, given: Given) -> Tensor:
+    """Quantize numbers known in float64: one rounding."""
+    scaled = torch.round(real / _single(given["out_scale"])) + int(given["out_zero"])
+    return scaled.clamp(-128, 127).to(torch.int8)
+
+
+def _lookup(given: Given) -> tuple[Tensor, ...]:
+    return (given["table"][given["x"].to(torch.int64) + 128],)
+
+
+def _pool(given: Given) -> tuple[Tensor, ...]:
+    last = given["layout"] == "NHWC"
+    x = given["x"]
+    x = x.permute(0, x.dim() - 1, *range(1, x.dim() - 1)) if last else x
+    made = _POOLS[given["op"]](x, given)
+    return (made.permute(0, *range(2, made.dim()), 1) if last else made,)
+
+
+def _max(x: Tensor, given: Given) -> Tensor:
+    return max_pool(Call("MaxPool", [x], given))[0]
+
+
+def _average(x: Tensor, given: Given) -> Tensor:
+    centred = x.to(torch.float64) - int(given["x_zero"])
+    spatial = list(x.shape[2:])
+    window = window_of(Call("AveragePool", [x], given), list(given["kernel_shape"]), spatial)
+    lengths = output_lengths(window, spatial)
+    counts = window_counts(window, spatial, lengths, bool(given.get("count_include_pad", 0))).to(
+        x.device, torch.float64
+    )
+    return _round(window_sums(centred.contiguous(), window, lengths) * _single(given["x_scale"]) / counts, given)
+
+
+def _global_average(x: Tensor, given: Given) -> Tensor:
+    axes = list(range(2, x.dim()))
+    count = 1
+    for axis in axes:
+        count *= x.shape[axis]
+    sums = (x.to(torch.int64) - int(given["x_zero"])).sum(dim=axes, keepdim=True).to(torch.float64)
+    return _round(sums * _single(given["x_scale"]) / max(count, 1), given)
+
+
+_POOLS: Mapping[str, Callable[[Tensor, Given], Tensor]] = {
+    "max": _max, "average": _average, "global_average": _global_average,
+}  # fmt: skip
+
+
+def _dynamic(given: Given) -> tuple[Tensor, ...]:
+    q, scale, zero = dynamic_quantize(given["x"])
+    return (q.to(torch.int16) - 128).to(torch.int8), scale, zero.to(torch.int32) - 128
+
+
+def _norm_quantize(given: Given) -> tuple[Tensor, ...]:
+    h = given["x"].to(torch.float32)
+    if given.get("residual_when", "none") != "none":
+        h = h + given["residual"].to(torch.float32)
+    y = _normalize(h, given)
+    out = str(given["out"])
+    if given["scale"] == "static":
+        ratio = y / _single(given["scale_number"])
+        stored = store_ratio(ratio, out, int(given["zero"]))
+    else:
+        stored = y.to({"float16": torch.float16, "bfloat16": torch.bfloat16}.get(out, torch.float32))
+    return stored, y.to(given["x"].dtype), h.to(given["x"].dtype)
+
+
+def store_ratio(ratio: Tensor, dtype: str, zero: int) -> Tensor:
+    """Round quotients as QuantizeLinear does."""
+    if dtype == "int8":
+        return (torch.round(ratio) + zero).clamp(-128, 127).to(torch.int8)
+    return cast_to(ratio, 17)
+
+
+def _normalize(h: Tensor, given: Given) -> Tensor:
+    kind = given.get("norm", "none")
+    if kind == "none":
+        return h
+    centred = h - h.mean(dim=-1, keepdim=True) if kind == "layer" else h
+    variance = (centred * centred).mean(dim=-1, keepdim=True)
+    y: Tensor = centred / torch.sqrt(variance + _single(given["eps"])) * given["gamma"].reshape(-1)
+    return y + given["beta"].reshape(-1) if isinstance(given.get("beta"), Tensor) else y
+
+
+def unpack_blocks(w: Tensor, bits: int) -> Tensor:
+    """Return a packed weight [N, K] as whole numbers in float32."""
+    if bits == 8:
+        return w.to(torch.float32)
+    low, high = w & 0xF, w >> 4
+    return torch.stack([low, high], dim=-1).reshape(w.shape[0], -1).to(torch.float32) - 8
+
+
+def _blocks(bits: int) -> Reference:
+    def run(given: Given) -> tuple[Tensor, ...]:
+        numbers = unpack_blocks(given["w"], bits)
+        weight = numbers * given["scales"].repeat_interleave(int(given["group"]), dim=1)
+        return (finish(torch.matmul(given["a"].to(torch.float32), weight.T), given),)
+
+    return run
+
+
+REFERENCES: Mapping[str, Reference] = {
+    "int8_matmul": _int8_matmul, "fp8_matmul": _fp8_matmul, "int8_conv": _int8_conv, "int8_add": _pointwise(torch.add),
+    "int8_mul": _pointwise(torch.mul), "int8_lookup": _lookup, "int8_pool": _pool, "dynamic_quantize": _dynamic,
+    "norm_quantize": _norm_quantize, "int4_matmul": _blocks(4), "int8_weight_matmul": _blocks(8),
+}  # fmt: skip
+"""What each kernel step computes, by name."""

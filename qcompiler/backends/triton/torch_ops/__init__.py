@@ -1,0 +1,1 @@
+"""ONNX operators as torch functions: what a plan runs besides kernels. Importing it imports torch."""
