@@ -1,8 +1,8 @@
 """Make graphs agree on the weights that they share: one quantized form, scale and zero point, where all can bear it.
 
 Each graph decides by itself first. Where one left a shared weight in float that another has on integers, it is offered
-the other's form, and takes it unless it then misses its accuracy bound or is slower than its float model: both are
-measured.
+the other's form, and takes it unless it then misses its accuracy bound, is slower than its float model, or clearly
+slower than with the forms that it chose alone: all three are measured.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from qcompiler.workshop import AS_GIVEN
 
 MOST_TRIALS = 32
 """Builds that are measured for one graph."""
+KEPT_SPEED = 0.95
+"""Least share of the speed with its own choice of forms that a graph keeps."""
 Spec = QuantSpec | None
 """How a weight is stored: None is float."""
 
@@ -174,6 +176,10 @@ class _Offer:
 
     graph: str
     decided: Decided
+    alone: dict[str, Form] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.alone = dict(self.decided.forms)
 
     def make(self, rows: Sequence[tuple[SharedWeight, QuantSpec, Form]]) -> None:
         """Let the graph take all that it can bear."""
@@ -183,8 +189,7 @@ class _Offer:
                 wanted.append(forms)
         if not wanted:
             return
-        self.decided.compilation._say("agree on shared weights")
-        before = dict(self.decided.forms)
+        self.decided.compilation.say("agree on shared weights")
         self._take(wanted)
         taken = [name for forms in wanted for name in forms if self.decided.forms[name] == forms[name]]
         self.decided.compilation.decider.figures["agreement"] = {
@@ -193,7 +198,7 @@ class _Offer:
         why = self.decided.compilation.decider.why
         for name in taken:
             form = self.decided.forms[name]
-            why[name] = f"{form}: as another graph of the build has this weight (alone it was {before[name]})"
+            why[name] = f"{form}: as another graph of the build has this weight (alone it was {self.alone[name]})"
         for name, reason in self.decided.refused.items():
             why[name] = f"{self.decided.forms[name]}: the weight is shared, but {reason}"
 
@@ -270,6 +275,9 @@ class _Offer:
         ratio = search.ratio(given, build.model)
         if ratio[0] < 1.0:
             return f"on integers this graph is slower than float: {ratio[0]:.2f}x"
+        kept = search.ratio(compilation.workshop.build(self.alone, engine_forms).model, build.model)[0]
+        if kept < KEPT_SPEED:
+            return f"on integers this graph runs at {kept:.2f}x of the speed that it has with its own choice"
         compilation.decider.speedup = ratio
         self.decided.figures["speedup"] = round(ratio[0], 3)
         return ""

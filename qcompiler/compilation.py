@@ -82,7 +82,7 @@ class Compilation:
             self.warnings.append(self._elsewhere(target.name))
             # Where the target's engine does not run, no rewriting of another engine's may come between.
             self.engine_options = replace(self.settings.engine, optimize=False)
-        self._say("import")
+        self.say("import")
         given = import_model(self.source, shapes=self.options.fixed_shapes)
         self.given = given
         self.bytes_before = _size_of(self.source, given)
@@ -95,14 +95,14 @@ class Compilation:
             times = TimeInstrument()
             self.instruments = [DumpInstrument(self.options.dump, times), *self.instruments, times]
         self.reference = self._reference(given)
-        self._say("canonicalize")
+        self.say("canonicalize")
         state = CompileState(given.clone(), target)
         Pipeline((*front_passes(), *recipe_passes(recipe))).run(state, self.instruments)
         self.workshop = Workshop(
             state, self.backend, self.engine_options, self.options.emit, recipe.estimator, truth=self.truth,
             given=self.reference,
         )  # fmt: skip
-        self.data.observe(state.model, self.workshop.groups, self.truth, self.options.data, self._say)
+        self.data.observe(state.model, self.workshop.groups, self.truth, self.options.data, self.say)
         state.statistics = self.data.statistics
         sample = self.data.held_out[0] if self.data.held_out else {}
         self.samples = {name: array.shape for name, array in sample.items()}
@@ -172,7 +172,8 @@ class Compilation:
             return given
         return raw
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Tell the user of a step, if anybody listens."""
         if self.options.progress is not None:
             self.options.progress(text)
 
@@ -195,7 +196,7 @@ class Compilation:
             held_out=self.data.held_out,
             judge=self.judge,
             stopwatch=options.stopwatch,
-            say=self._say,
+            say=self.say,
             shared=shared,
         )
 
@@ -233,7 +234,7 @@ class Compilation:
 
     def finish(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> CompiledModel:
         """Return, after `decide`, the lowered and proven model with its report."""
-        self._say("lower and prove")
+        self.say("lower and prove")
         if self.decider.smoothing:
             self.passes.append(("smooth-activations", len(self.decider.smoothing)))
         self._measure_dump()

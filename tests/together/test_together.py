@@ -220,7 +220,7 @@ def slow_at_out(microseconds: float) -> dict[str, InventedMachine]:
 
 
 def test_a_graph_takes_the_others_form_where_it_stays_faster_than_float_and_close_enough():
-    made = decided(slow_at_out(310.0))
+    made = decided(slow_at_out(235.0))
     assert made["decoder"].decisions.forms["/out/MatMul"] != "float"
     assert made["decoder_with_past"].decisions.forms["/out/MatMul"] != "float"
     why = made["decoder_with_past"].decisions.why["/out/MatMul"]
@@ -241,6 +241,13 @@ def test_a_graph_that_would_be_slower_than_float_deviates_and_the_report_says_wh
     assert "on integers this graph is slower than float: 0.0" in row.why["decoder_with_past"]
 
 
+def test_a_graph_that_would_lose_much_of_its_speed_deviates():
+    made = decided(slow_at_out(310.0))
+    assert "/out/MatMul" not in made["decoder_with_past"].decisions.forms
+    (row,) = made.report.deviations
+    assert "on integers this graph runs at 0.87x of the speed" in row.why["decoder_with_past"]
+
+
 def test_a_graph_that_would_miss_its_accuracy_bound_deviates():
     machines = {"decoder": InventedMachine(), "decoder_with_past": InventedMachine()}
     made = decided(machines, {"decoder_with_past": 60.0})
@@ -251,7 +258,7 @@ def test_a_graph_that_would_miss_its_accuracy_bound_deviates():
 
 
 def test_the_record_repeats_what_was_agreed_without_a_clock():
-    made = decided(slow_at_out(310.0))
+    made = decided(slow_at_out(235.0))
     again = qcompiler.compile_together(
         {name: sources()[name] for name in made}, calibration=complete_feeds(), decisions=made.decisions  # type: ignore[arg-type]
     )  # fmt: skip
