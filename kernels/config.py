@@ -16,6 +16,7 @@ table of the same form, written by tuning, goes in front. Measured entries carry
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -91,6 +92,10 @@ class Entry:
             return False
         return all(options[name] in values for name, values in self.options)
 
+    def stale(self, triton: str) -> bool:
+        """Return whether it was made with another minor version of Triton than this one: it is used all the same."""
+        return self.triton.split(".")[:2] != triton.split(".")[:2]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -154,6 +159,17 @@ def table_arch(arch: str, known: Iterable[str]) -> str:
     if not below:
         raise TargetError(f"no configuration for {arch}; expected at least {min(known, key=arch_number)}")
     return max(below, key=arch_number)
+
+
+def user_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Return the folder of the user's tables: ``QCOMPILER_KERNEL_CONFIGS``, else one in the user's cache folder."""
+    known = os.environ if environment is None else environment
+    if known.get("QCOMPILER_KERNEL_CONFIGS"):
+        return Path(known["QCOMPILER_KERNEL_CONFIGS"]).expanduser()
+    base = known.get("QCOMPILER_CACHE")
+    if base:
+        return Path(base).expanduser() / "kernels"
+    return Path(known.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcompiler" / "kernels"
 
 
 def load_table(kernel: str, user: Path | None = None) -> Table:

@@ -247,7 +247,7 @@ class Contract:
             nbytes = describe(operands[argument.name]).nbytes
             read += nbytes if argument.role != "output" else 0
             written += nbytes if argument.role != "input" else 0
-        return Traffic(read, written, self.macs(self.check(operands_only(operands), options), options))
+        return Traffic(read, written, self.macs(self.dims(operands_only(operands), options), options))
 
     def macs(self, dims: Dims, options: Options) -> int:
         """Return the multiply-adds that the call's definition holds."""

@@ -21,10 +21,12 @@ from qcompiler.cli_demo import demo_command
 from qcompiler.cli_diff import diff_command
 from qcompiler.cli_explain import explain_command
 from qcompiler.cli_inspect import inspect_command
+from qcompiler.cli_kernels import kernels_command
 from qcompiler.cli_lists import passes_command, patterns_command, recipes_command, targets_command
 from qcompiler.cli_lock import lock_command
 from qcompiler.cli_new_pass import new_pass_command
 from qcompiler.cli_opt import opt_command
+from qcompiler.cli_tune import tune_app
 from qcompiler.errors import QCompilerError
 
 DEBUG = "QCOMPILER_DEBUG"
@@ -102,23 +104,25 @@ def start(
     """
 
 
-app.command("compile")(compile_command)
-app.command("calibrate")(calibrate_command)
-app.command("opt")(opt_command)
-app.command("inspect")(inspect_command)
-app.command("explain")(explain_command)
-app.command("blame")(blame_command)
-app.command("diff")(diff_command)
-app.command("lock")(lock_command)
-app.command("check")(check_command)
-app.command("bench")(bench_command)
-app.command("cache")(cache_command)
-app.command("targets")(targets_command)
-app.command("recipes")(recipes_command)
-app.command("passes")(passes_command)
-app.command("patterns")(patterns_command)
-app.command("new-pass")(new_pass_command)
-app.command("demo")(demo_command)
+app.command("compile", short_help="Compile one or several models, and prove the result.")(compile_command)
+app.command("calibrate", short_help="Gather calibration statistics, once for all targets.")(calibrate_command)
+app.command("opt", short_help="Run a pipeline of passes on a model.")(opt_command)
+app.command("inspect", short_help="Show what every pass of a build did.")(inspect_command)
+app.command("explain", short_help="Say why a node is as it is, and what would change it.")(explain_command)
+app.command("blame", short_help="Rank the places where the error is born.")(blame_command)
+app.command("diff", short_help="Compare two builds, aligned by origin.")(diff_command)
+app.command("lock", short_help="Write what reproduces a build byte for byte.")(lock_command)
+app.command("check", short_help="Check a quantized model against an engine's rules.")(check_command)
+app.command("bench", short_help="Time two models in interleaved rounds.")(bench_command)
+app.command("cache", short_help="Show or clear the compiled models of qcompiler.ort.")(cache_command)
+app.command("targets", short_help="List the targets, or show one's table.")(targets_command)
+app.command("recipes", short_help="List the recipes, or show one's settings.")(recipes_command)
+app.command("passes", short_help="List the passes, or show one's options.")(passes_command)
+app.command("patterns", short_help="List the rewriting rules, or show one.")(patterns_command)
+app.command("kernels", short_help="Show what the shipped Triton kernels compile to.")(kernels_command)
+app.add_typer(tune_app, name="tune")
+app.command("new-pass", short_help="Write a pass (or a rule) with its test.")(new_pass_command)
+app.command("demo", short_help="Compile the demo models of the checkout.")(demo_command)
 
 
 def main() -> NoReturn:

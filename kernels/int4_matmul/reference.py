@@ -99,10 +99,12 @@ def from_nbits(
         ``w`` or ``w8``, ``scales``, and ``zeros`` if there are zero points.
 
     Raises:
-        TargetError: another number of bits.
+        TargetError: another number of bits, or zero points that are floats.
     """
     if bits not in (4, 8):
         raise TargetError(f"int4_matmul takes MatMulNBits of 4 or 8 bits; found {bits}")
+    if zero_points is not None and zero_points.dtype != np.uint8:
+        raise TargetError(f"int4_matmul takes packed zero points in uint8; found {zero_points.dtype}")
     columns, blocks, _ = packed.shape
     numbers = _numbers(packed.reshape(columns, -1), bits)[:, :depth]
     found: dict[str, Array] = {"w8" if bits == 8 else "w": pack(numbers, str(bits))}

@@ -35,23 +35,78 @@ def spread(values, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def weights(number, scale_ptrs, zero_ptrs, mask, codebook_ptr, BITS: tl.constexpr, ZEROS: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
+def numbers(stored, zero, codebook_ptr, BITS: tl.constexpr, UPPER: tl.constexpr):
+    """Return the lower or upper numbers of bytes less their zero points, or what the codebook has for them, in float32.
+
+    Upper numbers stay where they are, times 16, which saves a shift: so do their zero points.
+    """
+    if BITS == "nf4":
+        return tl.load(codebook_ptr + (stored >> 4 if UPPER else stored & 15).to(tl.int32))
+    elif BITS == "8":
+        return to_float(stored, zero)
+    elif UPPER:
+        return to_float(stored & 240, zero * 16.0)
+    else:
+        return to_float(stored & 15, zero)
+
+
+@triton.jit
+def half_weights(
+    stored,
+    scale_ptrs,
+    zero_ptrs,
+    mask,
+    BITS: tl.constexpr,
+    ZEROS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UPPER: tl.constexpr,
+):
+    """Return the same bits as `weights` where all is float16, in packed arithmetic: only the last product rounds."""
+    scale = tl.load(scale_ptrs, mask=mask, other=0.0)
+    zero = tl.full(scale_ptrs.shape, 128.0 if BITS == "8" else 8.0, tl.float16)
+    if ZEROS == "block":
+        zero = tl.load(zero_ptrs, mask=mask, other=0).to(tl.float16)
+    # The mantissa of 1024 counts in ones; that of upper numbers in sixteens, so that 64 + number is left.
+    if BITS == "4" and UPPER:
+        number = ((stored & 240).to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) * 0.0625
+        number = number - spread(zero + 64.0, WIDTH)
+    else:
+        lower = stored if BITS == "8" else stored & 15
+        number = (lower.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True)
+        number = number - spread(zero + 1024.0, WIDTH)
+    return number * spread(scale, WIDTH)
+
+
+@triton.jit
+def weights(
+    stored,
+    scale_ptrs,
+    zero_ptrs,
+    mask,
+    codebook_ptr,
+    BITS: tl.constexpr,
+    ZEROS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DTYPE: tl.constexpr,
+    UPPER: tl.constexpr,
+):
     """Return weights [columns, bytes] in DTYPE: (number - zero) * scale in float32, rounded once.
 
     Args:
-        number: stored numbers, uint8.
+        stored: bytes, of which the lower or upper numbers are taken.
         scale_ptrs: [columns, groups]; each is for WIDTH numbers.
         zero_ptrs: the same, of the zero points.
         mask: of both.
     """
-    scale = spread(tl.load(scale_ptrs, mask=mask, other=0.0).to(tl.float32), WIDTH)
-    if BITS == "nf4":
-        return (tl.load(codebook_ptr + number.to(tl.int32)) * scale).to(DTYPE)
+    if BITS != "nf4" and tl.float16 == DTYPE and scale_ptrs.dtype.element_ty == tl.float16:
+        return half_weights(stored, scale_ptrs, zero_ptrs, mask, BITS, ZEROS, WIDTH, UPPER)
+    scale = tl.load(scale_ptrs, mask=mask, other=0.0).to(tl.float32)
+    if UPPER and BITS == "4":
+        scale = scale * 0.0625
+    zero = 128.0 if BITS == "8" else 8.0
     if ZEROS == "block":
         zero = spread(tl.load(zero_ptrs, mask=mask, other=0).to(tl.float32), WIDTH)
-    else:
-        zero = 128.0 if BITS == "8" else 8.0
-    return (to_float(number, zero) * scale).to(DTYPE)
+    return (numbers(stored, zero, codebook_ptr, BITS, UPPER) * spread(scale, WIDTH)).to(DTYPE)
 
 
 @triton.jit(do_not_specialize=["M", "residual_zero", "out_zero"])
@@ -97,15 +152,15 @@ def int4_matmul(
     SWAP: tl.constexpr,
 ):
     """Compute one tile [BLOCK_M, BLOCK_N], or its share of a part of K."""
-    DTYPE: tl.constexpr = a_ptr.dtype.element_ty
-    PACKED: tl.constexpr = BITS != "8"
-    BYTES: tl.constexpr = BLOCK_K // 2 if PACKED else BLOCK_K
+    dtype: tl.constexpr = a_ptr.dtype.element_ty
+    packed: tl.constexpr = BITS != "8"
+    wide: tl.constexpr = BLOCK_K // 2 if packed else BLOCK_K
     # Numbers of one tile that share a scale, and how many such runs the tile has. Both halves of a chunk of 32 have
     # the same groups, but for blocks of 16: there they take turns.
-    TURNS: tl.constexpr = 2 if PACKED and BLOCK == 16 else 1
-    SHARED: tl.constexpr = BLOCK * TURNS if BLOCK * TURNS < BLOCK_K else BLOCK_K
-    GROUPS: tl.constexpr = BLOCK_K // SHARED
-    WIDTH: tl.constexpr = BYTES // GROUPS
+    turns: tl.constexpr = 2 if packed and BLOCK == 16 else 1
+    shared: tl.constexpr = BLOCK * turns if BLOCK * turns < BLOCK_K else BLOCK_K
+    groups: tl.constexpr = BLOCK_K // shared
+    width: tl.constexpr = wide // groups
 
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -117,20 +172,20 @@ def int4_matmul(
 
     row = tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_N)
-    byte = tl.arange(0, BYTES)
-    group = tl.arange(0, GROUPS) * TURNS
+    byte = tl.arange(0, wide)
+    group = tl.arange(0, groups) * turns
     first_row = tile_m * BLOCK_M
     first_column = tile_n * BLOCK_N
     row_mask = row < M - first_row
     column_mask = column < N - first_column
-    step = (byte // 16) * 32 + byte % 16 if PACKED else byte
+    step = (byte // 16) * 32 + byte % 16 if packed else byte
     a_start = a_ptr + first_row.to(tl.int64) * stride_am
     w_start = w_ptr + first_column.to(tl.int64) * stride_w
     a_ptrs = a_start + (row[None, :] * stride_am + step[:, None] if SWAP else row[:, None] * stride_am + step[None, :])
     a_mask = row_mask[None, :] if SWAP else row_mask[:, None]
     w_ptrs = w_start + column[:, None] * stride_w + byte[None, :]
     all_groups = tl.cdiv(K, BLOCK)
-    all_bytes = tl.cdiv(K, 32) * 16 if PACKED else tl.cdiv(K, 16) * 16
+    all_bytes = tl.cdiv(K, 32) * 16 if packed else tl.cdiv(K, 16) * 16
 
     part = tl.program_id(1)
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
@@ -140,35 +195,34 @@ def int4_matmul(
         at = (k // BLOCK) + group
         w_mask = column_mask[:, None]
         if EVEN_K:
-            stored = tl.load(w_ptrs + (k // 2 if PACKED else k), mask=w_mask, other=0)
+            stored = tl.load(w_ptrs + (k // 2 if packed else k), mask=w_mask, other=0)
             low_mask = a_mask
             high_mask = a_mask
             low_groups = w_mask
             high_groups = w_mask
         else:
-            known = byte < all_bytes - (k // 2 if PACKED else k)
-            stored = tl.load(w_ptrs + (k // 2 if PACKED else k), mask=w_mask & known[None, :], other=0)
+            known = byte < all_bytes - (k // 2 if packed else k)
+            stored = tl.load(w_ptrs + (k // 2 if packed else k), mask=w_mask & known[None, :], other=0)
             low_step = step < K - k
             high_step = step + 16 < K - k
             low_mask = a_mask & (low_step[:, None] if SWAP else low_step[None, :])
             high_mask = a_mask & (high_step[:, None] if SWAP else high_step[None, :])
             low_groups = w_mask & (at < all_groups)[None, :]
-            high_groups = w_mask & (at + TURNS - 1 < all_groups)[None, :]
+            high_groups = w_mask & (at + turns - 1 < all_groups)[None, :]
         scale_ptrs = scales_ptr + at[None, :].to(tl.int64) * stride_s + first_column + column[:, None]
         zero_ptrs = scale_ptrs
         if ZEROS == "block":
             zero_ptrs = zeros_ptr + at[None, :].to(tl.int64) * stride_z + first_column + column[:, None]
         a = tl.load(a_ptrs + k, mask=low_mask, other=0.0)
-        number = stored & 15 if PACKED else stored
-        w = weights(number, scale_ptrs, zero_ptrs, low_groups, codebook_ptr, BITS, ZEROS, WIDTH, DTYPE)
+        w = weights(stored, scale_ptrs, zero_ptrs, low_groups, codebook_ptr, BITS, ZEROS, width, dtype, False)
         total = tl.dot(w, a, total) if SWAP else tl.dot(a, tl.trans(w), total)
-        if PACKED:
-            if TURNS == 2:
+        if packed:
+            if turns == 2:
                 scale_ptrs += stride_s
                 if ZEROS == "block":
                     zero_ptrs += stride_z
             a = tl.load(a_ptrs + (k + 16), mask=high_mask, other=0.0)
-            w = weights(stored >> 4, scale_ptrs, zero_ptrs, high_groups, codebook_ptr, BITS, ZEROS, WIDTH, DTYPE)
+            w = weights(stored, scale_ptrs, zero_ptrs, high_groups, codebook_ptr, BITS, ZEROS, width, dtype, True)
             total = tl.dot(w, a, total) if SWAP else tl.dot(a, tl.trans(w), total)
 
     if SWAP:

@@ -12,16 +12,7 @@ from qcompiler.kernels.call import Call, Case
 from qcompiler.kernels.config import Config
 from qcompiler.kernels.contract import Options
 from qcompiler.kernels.epilogue.triton_kernel import finish
-from qcompiler.kernels.int4_matmul.triton_kernel import arguments_of, product, to_float
-
-
-@triton.jit
-def numbers(stored, zero, codebook_ptr, BITS: tl.constexpr):
-    """Return stored numbers less their zero points, or what the codebook has for them, as float32."""
-    if BITS == "nf4":
-        return tl.load(codebook_ptr + stored.to(tl.int32))
-    else:
-        return to_float(stored, zero)
+from qcompiler.kernels.int4_matmul.triton_kernel import arguments_of, numbers, product
 
 
 @triton.jit(do_not_specialize=["M", "residual_zero", "out_zero"])
@@ -64,60 +55,57 @@ def int4_row(
     SPLIT: tl.constexpr,
 ):
     """Multiply one row by BLOCK_N columns of a part of K."""
-    PACKED: tl.constexpr = BITS != "8"
-    STEP: tl.constexpr = 32 if PACKED else 16
-    CHUNKS: tl.constexpr = BLOCK_K // STEP
-    TURNS: tl.constexpr = 2 if PACKED and BLOCK == 16 else 1
+    packed: tl.constexpr = BITS != "8"
+    each: tl.constexpr = 32 if packed else 16
+    chunks: tl.constexpr = BLOCK_K // each
+    turns: tl.constexpr = 2 if packed and BLOCK == 16 else 1
 
     first_column = tl.program_id(0) * BLOCK_N
     part = tl.program_id(1)
     line = tl.program_id(2)
     column = tl.arange(0, BLOCK_N)
-    chunk = tl.arange(0, CHUNKS)
+    chunk = tl.arange(0, chunks)
     byte = tl.arange(0, 16)
     column_mask = column < N - first_column
-    step = chunk[:, None] * STEP + byte[None, :]
+    step = chunk[:, None] * each + byte[None, :]
     a_ptrs = a_ptr + line.to(tl.int64) * stride_am + step
     w_start = w_ptr + first_column.to(tl.int64) * stride_w
     w_ptrs = w_start + (column[:, None, None] * stride_w + chunk[None, :, None] * 16 + byte[None, None, :])
-    all_chunks = tl.cdiv(K, STEP)
+    all_chunks = tl.cdiv(K, each)
     all_groups = tl.cdiv(K, BLOCK)
     length = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
     start = part * length
-    total = tl.zeros((BLOCK_N, CHUNKS), tl.float32)
+    total = tl.zeros((BLOCK_N, chunks), tl.float32)
     for k in range(start, tl.minimum(K, start + length), BLOCK_K):
         mask = column_mask[:, None]
         if EVEN_K:
             a = tl.load(a_ptrs + k).to(tl.float32)[None, :, :]
         else:
-            mask = mask & (chunk < all_chunks - k // STEP)[None, :]
+            mask = mask & (chunk < all_chunks - k // each)[None, :]
             a = tl.load(a_ptrs + k, mask=step < K - k, other=0.0).to(tl.float32)[None, :, :]
-        stored = tl.load(w_ptrs + k // STEP * 16, mask=mask[:, :, None], other=0, eviction_policy="evict_first")
-        at = (k + chunk * STEP) // BLOCK
+        stored = tl.load(w_ptrs + k // each * 16, mask=mask[:, :, None], other=0, eviction_policy="evict_first")
+        at = (k + chunk * each) // BLOCK
         zero = 128.0 if BITS == "8" else 8.0
         if ZEROS == "block":
             zero_ptrs = zeros_ptr + at[None, :].to(tl.int64) * stride_z + first_column + column[:, None]
             zero = tl.load(zero_ptrs, mask=mask, other=0).to(tl.float32)[:, :, None]
         scale_ptrs = scales_ptr + at[None, :].to(tl.int64) * stride_s + first_column + column[:, None]
         scale = tl.load(scale_ptrs, mask=mask, other=0.0).to(tl.float32)
-        if PACKED:
+        # Sums of products, not products of sums of both halves: these contract to one instruction each.
+        total += tl.sum(a * numbers(stored, zero, codebook_ptr, BITS, False), 2) * scale
+        if packed:
             if EVEN_K:
-                upper = tl.load(a_ptrs + (k + 16)).to(tl.float32)[None, :, :]
+                a = tl.load(a_ptrs + (k + 16)).to(tl.float32)[None, :, :]
             else:
-                upper = tl.load(a_ptrs + (k + 16), mask=step + 16 < K - k, other=0.0).to(tl.float32)[None, :, :]
-            products = a * numbers(stored & 15, zero, codebook_ptr, BITS)
-            if TURNS == 2:
-                total += tl.sum(products, 2) * scale
-                second = mask & (at + 1 < all_groups)[None, :]
+                a = tl.load(a_ptrs + (k + 16), mask=step + 16 < K - k, other=0.0).to(tl.float32)[None, :, :]
+            if turns == 2:
+                mask = mask & (at + 1 < all_groups)[None, :]
                 if ZEROS == "block":
-                    zero = tl.load(zero_ptrs + stride_z, mask=second, other=0).to(tl.float32)[:, :, None]
-                scale = tl.load(scale_ptrs + stride_s, mask=second, other=0.0).to(tl.float32)
-                products = upper * numbers(stored >> 4, zero, codebook_ptr, BITS)
-            else:
-                products += upper * numbers(stored >> 4, zero, codebook_ptr, BITS)
-        else:
-            products = a * numbers(stored, zero, codebook_ptr, BITS)
-        total += tl.sum(products, 2) * scale
+                    zero = tl.load(zero_ptrs + stride_z, mask=mask, other=0).to(tl.float32)[:, :, None]
+                scale = tl.load(scale_ptrs + stride_s, mask=mask, other=0.0).to(tl.float32)
+            if BITS == "4":
+                scale = scale * 0.0625
+            total += tl.sum(a * numbers(stored, zero, codebook_ptr, BITS, True), 2) * scale
 
     sums = tl.sum(total, 1)
     if SPLIT > 1:
@@ -264,6 +252,8 @@ def cases(arch: str) -> tuple[Case, ...]:
         Case("16 rows, nf4", row | {"M": 16}, {"bits": "nf4", "block": "64"}, half, full=True),
         Case("16 rows, bias, silu, residual", row | {"M": 16}, rich, half, full=True),
         Case("16 rows, blocks of 16", row | {"M": 16}, {"block": "16"} | zeros, half, full=True),
+        Case("one row, K a multiple of 32", row | {"K": 11040}, {"block": "32"}, half, full=True),
+        Case("16 rows, K a multiple of 32", row | {"M": 16, "K": 11040}, {"block": "32"}, half, full=True),
         Case("one row, ragged", {"M": 1, "N": 1001, "K": 1500}, zeros, half, full=True),
         Case("rows, ragged", {"M": 20, "N": 1001, "K": 1500}, zeros, half, full=True),
     )

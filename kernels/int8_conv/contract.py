@@ -1,17 +1,18 @@
 """Contract of ``int8_conv``: out[n, p, q, o] = epilogue(sum_rsc x[n, h, w, c] * w[o, r, s, c] + offset[o]).
 
-h = p * stride_h + r * dilation_h - pad_top, and w likewise. Outside the picture ``x`` is its zero point, the number that
-stands for the real 0 with which ONNX pads, so ``offset[o] = bias[o] - zero point * sum_rsc w[o, r, s, c]`` is right at
-the border, too. ``pad zero`` is for a zero point of 0 (the copies fill it in), ``pad point`` for any other (it costs a
-pass through registers), ``pad none`` for pictures that are not padded: no border is checked.
+h = p * stride_h + r * dilation_h - pad_top, and w likewise. Outside the picture ``x`` is its zero point, the number
+that stands for the real 0 with which ONNX pads, so ``offset[o] = bias[o] - zero point * sum_rsc w[o, r, s, c]`` is
+right at the border, too. ``pad zero`` is for a zero point of 0 (the copies fill it in), ``pad point`` for any other (it
+costs a pass through registers), ``pad none`` for pictures that are not padded: no border is checked.
 
 Tensors in u8 are kept as s8 with a zero point less 128, as for ``int8_matmul``. Layouts:
 
-- ``x`` and ``out`` are NHWC, with any stride per picture, row and pixel for ``x``; pixels of ``out`` and of ``residual``
+- ``x`` and ``out`` are NHWC, with any stride per picture, row and pixel for ``x``; pixels of ``out`` and ``residual``
   lie at one distance from each other, which may be longer than O (a slice of the channels of a wider tensor);
-- ``w`` is [O, R, S, D] without gaps, D = C / group, or more: the channels behind C / group are not used. The fast
-  variant needs C / group and D to be multiples of 16;
-- ``kind depthwise`` (a group per channel of x, O a multiple of C) has weights [R, S, O] in ``w_rso``, and no matrix units;
+- ``w`` is [O, R, S, D] without gaps, D = C / group, or more, zeros behind C / group. The fast variant needs
+  C / group and D to be multiples of 16;
+- ``kind depthwise`` (a group per channel of x, O a multiple of C) has weights [R, S, O] in ``w_rso``, and no matrix
+  units;
 - convolutions of one dimension have H = R = 1.
 
 The sum is exact in int32 up to R * S * C / group = 65793 with any zero point, as in ``int8_matmul``.
@@ -58,7 +59,10 @@ class ConvContract(Contract):
             if int(given[name]) < least:
                 raise TargetError(f"{self.name}: {name} must be at least {least}; found {given[name]}")
         self._check_channels(dims, int(given.get("group", 1)), options)
-        for picture, window, out, ends, letter in (("H", "R", "P", "top bottom", "h"), ("W", "S", "Q", "left right", "w")):
+        for picture, window, out, ends, letter in (
+            ("H", "R", "P", "top bottom", "h"),
+            ("W", "S", "Q", "left right", "w"),
+        ):
             begin, end = (int(given[f"pad_{side}"]) for side in ends.split())
             if options["pad"] == "none" and (begin or end):
                 raise TargetError(f"{self.name}: pad none is for pictures without padding; found {begin} and {end}")
@@ -71,7 +75,9 @@ class ConvContract(Contract):
                 raise TargetError(f"{self.name}: {name} must have no gaps; found strides {strides(given[name])}")
         for name in ("out", "residual"):
             if name in given and not _without_gaps(given[name], 1):
-                raise TargetError(f"{self.name}: pixels of {name} must lie at one distance; found {strides(given[name])}")
+                raise TargetError(
+                    f"{self.name}: pixels of {name} must lie at one distance; found {strides(given[name])}"
+                )
         return dims
 
     def _check_channels(self, dims: Dims, group: int, options: Options) -> None:
@@ -97,21 +103,11 @@ class ConvContract(Contract):
         groups = {"group": 1} if options["kind"] == "dense" else {}
         return {**super().example_scalars(options), **known, **groups}
 
-    def traffic(self, operands: Mapping[str, Any], options: Options) -> Traffic:
-        """Return the least bytes that a call must move, every tensor once, and its multiply-adds.
-
-        Args:
-            operands: all tensors of the call, outputs too, and its numbers.
-            options: complete.
-        """
-        read = sum(describe(operands[a.name]).nbytes for a in self.tensors(options) if a.role == "input")
-        return Traffic(read, describe(operands["out"]).nbytes, self.macs(self.check(operands, options), options))
-
     def requests(self, operands: Mapping[str, Any], options: Options, config: Config) -> Traffic:
         """Return the exact bytes that a launch asks for and the multiply-adds that it issues.
 
         Args:
-            operands: all tensors of the call, and its geometry.
+            operands: all tensors of the call, and its geometry (a number that is missing has its least value).
             options: complete.
             config: of the launch.
         """
@@ -152,15 +148,17 @@ def _without_gaps(tensor: Any, kept: int) -> bool:
 def valid_taps(geometry: Mapping[str, Any], dims: Dims, options: Options) -> int:
     """Return how many pairs of an output's pixel and a tap of its window lie inside one picture."""
     return int(
-        _inside(geometry, dims, "H", "R", "P", "top", "h").sum() * _inside(geometry, dims, "W", "S", "Q", "left", "w").sum()
+        _inside(geometry, dims, "H", "R", "P", "top", "h").sum()
+        * _inside(geometry, dims, "W", "S", "Q", "left", "w").sum()
     )
 
 
 def _inside(
     geometry: Mapping[str, Any], dims: Dims, picture: str, window: str, out: str, side: str, letter: str
 ) -> npt.NDArray[np.bool_]:
-    start = np.arange(dims[out]) * int(geometry[f"stride_{letter}"]) - int(geometry[f"pad_{side}"])
-    place = start[:, None] + np.arange(dims[window]) * int(geometry[f"dilation_{letter}"])
+    numbers = {**GEOMETRY, **geometry}
+    start = np.arange(dims[out]) * int(numbers[f"stride_{letter}"]) - int(numbers[f"pad_{side}"])
+    place = start[:, None] + np.arange(dims[window]) * int(numbers[f"dilation_{letter}"])
     return np.asarray((place >= 0) & (place < dims[picture]))
 
 
@@ -188,7 +186,9 @@ CONTRACT = ConvContract(
         Argument("x", ("int8",), ("N", "H", "W", "C"), why="activations"),
         Argument("w", ("int8",), ("O", "R", "S", "D"), when=("kind", ("dense",)), why="weights"),
         Argument("w_rso", ("int8",), ("R", "S", "O"), when=("kind", ("depthwise",)), why="weights of one channel each"),
-        Argument("multiplier", ("float32",), ("O",), when=("multiplier", ("channel",)), why="scale per step of the sum"),
+        Argument(
+            "multiplier", ("float32",), ("O",), when=("multiplier", ("channel",)), why="scale per step of the sum"
+        ),
         Argument("scale", ("float32",), role="scalar", when=("multiplier", ("scalar",)), why="the same for all"),
         Argument("offset", ("int32",), ("O",), when=("offset", ("channel",)), why="zero-point term and int32 bias"),
         Argument("x_zero", ("int32",), role="scalar", when=("pad", ("point",)), why="zero point of x, for the border"),

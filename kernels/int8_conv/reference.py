@@ -41,9 +41,7 @@ def _sum(given: Mapping[str, Any], options: Options) -> npt.NDArray[np.int64]:
     columns, height, width, _ = weight.shape
     strides = int(given["stride_h"]), int(given["stride_w"])
     steps = int(given["dilation_h"]), int(given["dilation_w"])
-    lengths = [
-        (padded.shape[1 + i] - (n - 1) * steps[i] - 1) // strides[i] + 1 for i, n in enumerate((height, width))
-    ]
+    lengths = [(padded.shape[1 + i] - (n - 1) * steps[i] - 1) // strides[i] + 1 for i, n in enumerate((height, width))]
     group = padded.shape[3] if depthwise else int(given["group"])
     inputs, outputs = padded.shape[3] // group, columns // group
     total = np.zeros((padded.shape[0], *lengths, columns))

@@ -17,6 +17,8 @@ from qcompiler.kernels.catalog import kernel_names
 from qcompiler.kernels.config import ARCHS
 from qcompiler.kernels.launching import Compilation, compilations
 from qcompiler.kernels.proof.compiling import Compiled, compile_for
+from qcompiler.kernels.tuning.ranking import least_traffic
+from qcompiler.kernels.tuning.work import make_work
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Row:
         programs: how many fit a multiprocessor at once.
         wide: share of the loads and stores that are 128 bits wide, in percent of the instructions.
         waits: numbers that ``wgmma.wait_group`` carries, without repetition.
+        shape: lengths of the case's axes, as text.
+        read: least bytes that the whole case reads, by its contract.
+        written: the same of what it writes.
+        macs: its multiply-adds.
     """
 
     kernel: str
@@ -48,6 +54,10 @@ class Row:
     programs: int
     wide: int
     waits: tuple[int, ...]
+    shape: str = ""
+    read: int = 0
+    written: int = 0
+    macs: int = 0
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -59,6 +69,8 @@ def row_of(compilation: Compilation, step: int, compiled: Compiled) -> Row:
     """Return the row of one call of a compilation; ``step`` counts its calls from 0."""
     accesses = sum(compiled.loads.values()) + sum(compiled.stores.values())
     wide = sum(n for found in (compiled.loads, compiled.stores) for bits, n in found.items() if bits >= 128)
+    work = make_work(compilation.kernel, compiled.arch, compilation.case)
+    least = least_traffic(work)
     return Row(
         kernel=compilation.kernel,
         arch=compiled.arch,
@@ -71,6 +83,10 @@ def row_of(compilation: Compilation, step: int, compiled: Compiled) -> Row:
         programs=compiled.programs_per_processor,
         wide=round(100 * wide / max(accesses, 1)),
         waits=tuple(sorted(set(compiled.waits), reverse=True)),
+        shape=work.shape,
+        read=least.read,
+        written=least.written,
+        macs=least.macs,
     )
 
 

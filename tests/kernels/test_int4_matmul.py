@@ -21,6 +21,7 @@ from qcompiler.kernels.int4_matmul.reference import (
     reference,
     unpack,
 )
+from qcompiler.passes import matmul_nbits
 from tests.quant.ort_operator import run_operator
 
 KERNEL = "int4_matmul"
@@ -199,6 +200,22 @@ def test_reference_is_matmul_nbits(bits: int, block: int, depth: int, asymmetric
     assert (np.abs(got - want) <= (depth + 4) * ROUNDING["float32"] * magnitude).all()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_a_pass_packed(bits: int) -> None:
+    """What our own pass writes for MatMulNBits gives the same arguments as the Q/DQ form that it comes from."""
+    rng = np.random.default_rng(4)
+    numbers, zeros = (rng.integers(0, 1 << bits, shape) for shape in ((70, 6), (3, 6)))
+    scales = rng.uniform(0.1, 1, (3, 6)).astype(np.float32)
+    packed = matmul_nbits.pack_weight(numbers, zeros, 32, bits)
+    points = matmul_nbits.pack(zeros.T, bits)
+    found = from_nbits(np.asarray(packed), np.ascontiguousarray(scales.T), points, 70, bits)
+    kind = ml_dtypes.uint4 if bits == 4 else np.uint8
+    want = from_blocks(numbers.astype(kind), scales, zeros.astype(kind), 32, bits)
+    assert found.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8"])
 @pytest.mark.parametrize("shape", ["blocked", "column", "tensor"])
 def test_weights_of_dequantize_linear(dtype: str, shape: str) -> None:
@@ -242,6 +259,8 @@ def test_wrong_calls_are_refused(changes: dict[str, Any], options: dict[str, str
 def test_other_widths_of_matmul_nbits_are_refused() -> None:
     with pytest.raises(TargetError, match="4 or 8 bits; found 2"):
         from_nbits(np.zeros((1, 1, 8), np.uint8), np.ones((1, 1), np.float32), None, 32, 2)
+    with pytest.raises(TargetError, match="packed zero points in uint8; found float32"):
+        from_nbits(np.zeros((1, 1, 16), np.uint8), np.ones((1, 1), np.float32), np.ones(1, np.float32), 32, 4)
 
 
 @pytest.mark.aot

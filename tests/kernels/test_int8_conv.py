@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qcompiler.errors import TargetError
-from qcompiler.kernels.config import Config, config, load_table
+from qcompiler.kernels.config import Config, Entry, config, load_table
 from qcompiler.kernels.epilogue.contract import ACTIVATIONS, PIECEWISE
 from qcompiler.kernels.int8_conv.contract import CONTRACT, GEOMETRY
 from qcompiler.kernels.int8_conv.reference import fold_zero_point, pack_depthwise, pack_weight, reference
@@ -127,11 +127,13 @@ def test_depthwise(interpreter: ModuleType, channels: int, repeat: int, pad: str
 
 
 @pytest.mark.interpreter
-def test_padded_channels_of_the_weights_do_not_count(interpreter: ModuleType) -> None:
-    given = operands((1, 6, 7, 3), (20, 3, 3, 16))
-    assert given["w"][..., 3:].any()
-    check(interpreter, given, {})
-    check(interpreter, operands((1, 6, 7, 30), (20, 3, 3, 64)), {})
+@pytest.mark.parametrize(("channels", "stored"), [(3, 16), (30, 64)])
+def test_weights_with_padded_channels(interpreter: ModuleType, channels: int, stored: int) -> None:
+    given = operands((1, 6, 7, channels), (20, 3, 3, stored))
+    given["w"][..., channels:] = 0
+    got = check(interpreter, given, {})
+    narrow = given | {"w": np.ascontiguousarray(given["w"][..., :channels])}
+    np.testing.assert_array_equal(got, reference(narrow, CONTRACT.options({}))["out"])
 
 
 @pytest.mark.interpreter
@@ -162,6 +164,15 @@ def test_activations(interpreter: ModuleType, activation: str) -> None:
     want = reference(given, CONTRACT.options(options))["out"]
     # Sums of a few float32 operations on numbers up to 10.
     np.testing.assert_allclose(got, want, rtol=16 * EPS, atol=64 * EPS)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("entry", load_table(KERNEL).of("sm90"), ids=lambda e: str(e.config))
+def test_shipped_tiles(interpreter: ModuleType, entry: Entry) -> None:
+    depthwise = dict(entry.options).get("kind") == ("depthwise",)
+    channels = max([32, *(factor for name, factor in entry.multiple if name == "D")])
+    given = operands((2, 9, 8, channels), (3, 3, channels) if depthwise else (70, 3, 3, channels))
+    check(interpreter, given, {"kind": "depthwise" if depthwise else "dense"}, entry.config)
 
 
 @pytest.mark.interpreter
@@ -237,7 +248,7 @@ def test_reference_is_qlinear_conv(kind: str, zeros: tuple[int, int], group: int
     geometry = {"stride_h": 2, "dilation_w": 2, "pad_top": 1, "pad_left": 2, "pad_bottom": 0, "pad_right": 3}
     if rank == 1:
         geometry = {"stride_w": 2, "dilation_w": 3, "pad_left": 4, "pad_right": 1}
-    picture = to_signed(x).transpose(0, *range(2, rank + 2), 1)
+    picture = np.ascontiguousarray(to_signed(x).transpose(0, *range(2, rank + 2), 1))
     given = {
         "x": picture if rank == 2 else picture[:, None],
         "w": pack_weight(w),
@@ -281,7 +292,7 @@ def test_packing_and_traffic() -> None:
         ({"out": np.zeros((1, 5, 10, 8), np.int8)[:, :, ::2]}, {}, None),
         ({"out": np.zeros((1, 5, 10, 8), np.int8)[:, :, :5]}, {}, "pixels of out must lie at one distance"),
         ({}, {"pad": "zero"}, "takes x_zero only with pad point"),
-        ({}, {"out": "int32"}, "out int32 has multiplier none"),
+        ({}, {"multiplier": "none"}, "takes multiplier only with multiplier channel"),
         ({"x": np.zeros((1, 5, 5, 16), np.uint8)}, {}, "x must have dtype int8; found uint8"),
     ],
 )
@@ -318,7 +329,7 @@ def test_table_takes_channels_as_they_come(arch: str) -> None:
     assert tile(128, 128) == "128x128x128x8 w8 s3"
     assert tile(512, 512, 7) == "128x64x64x8 w4 s3"  # by name: K, M, N
     assert tile(3, 64) == "64x64x64x8 w8 s2"
-    assert tile(32, 32, kind="depthwise") == "16x128x32x1 w4 s2"
+    assert tile(32, 32, kind="depthwise") == "16x64x32x1 w4 s2"
 
 
 @pytest.mark.aot

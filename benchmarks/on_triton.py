@@ -1,0 +1,161 @@
+"""Compare models compiled for Triton with ONNX Runtime on the same graphs, on the CPU: step by step, and as a whole.
+
+Run ``python benchmarks/on_triton.py``; it needs torch. Figures of every model that is done stay in ``--work``: a run
+that is broken off, or narrowed by ``--only``, goes on from there. Nothing is timed: references compute the steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from subjects import RESULTS, Subject, list_subjects, load_subject, models_folder
+from triton_steps import compare_steps, count_steps, twin_of
+
+from qcompiler.backends.onnxruntime import OrtEngine
+from qcompiler.backends.tensorrt.backend import PlainOrtEngine
+from qcompiler.backends.triton.engine import TritonEngine
+from qcompiler.backends.triton.executor import Executor
+from qcompiler.backends.triton.program import build_program
+from qcompiler.compilation import Compilation
+from qcompiler.engine import Runner
+from qcompiler.errors import QCompilerError
+from qcompiler.options import Options
+
+TARGET = "triton-sm90"
+COLUMNS = (
+    "model", "kernels / torch", "fused / planned", "off by one", "worst step", "by more", "metric", "ours",
+    "ONNX Runtime", "float",
+)  # fmt: skip
+PACKAGES = ("qcompiler", "onnxruntime", "torch", "numpy")
+
+
+@dataclass
+class Figures:
+    """What was found of one model.
+
+    Attributes:
+        name: of the model.
+        error: why it does not compile, in the compiler's words.
+        planned: fusions that were planned.
+        fused: those that a kernel executes.
+        steps: of the plan for the evaluation's shapes: kernels, stand-ins, torch functions.
+        values: results of kernels that were compared.
+        one: those that differ, by one step at most.
+        more: those that differ by more.
+        worst: (step, share of differing values) of the worst one.
+        ours: metrics of the executor's references.
+        theirs: metrics of ONNX Runtime on the same quantized graph.
+        float: metrics of the model as it came.
+    """
+
+    name: str
+    error: str = ""
+    planned: int = 0
+    fused: int = 0
+    steps: dict[str, int] = field(default_factory=dict)
+    values: int = 0
+    one: int = 0
+    more: int = 0
+    worst: tuple[str, float] = ("", 0.0)
+    ours: dict[str, float] = field(default_factory=dict)
+    theirs: dict[str, float] = field(default_factory=dict)
+    float: dict[str, float] = field(default_factory=dict)
+
+
+def main(
+    models: Annotated[Path | None, typer.Option(help="Folder of models with a load.py.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a model; may be repeated.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder that keeps figures of what is done.")] = Path("build/triton"),
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
+    feeds: Annotated[int, typer.Option(help="Calibration feeds.")] = 32,
+) -> None:
+    """Measure every model that is not done yet, and write the table."""
+    console, folder = Console(), models_folder(models)
+    work.mkdir(parents=True, exist_ok=True)
+    names = [(group, name) for group, name in list_subjects(folder) if not only or name in only]
+    for group, name in names:
+        done = work / f"{name}.json"
+        if not done.exists():
+            figures = measure(load_subject(group, name, folder), feeds)
+            done.write_text(json.dumps(asdict(figures), indent=1) + "\n", encoding="utf-8")
+            console.print(row(figures), soft_wrap=True)
+    found = [work / f"{name}.json" for _, name in list_subjects(folder)]
+    results = [Figures(**json.loads(path.read_text(encoding="utf-8"))) for path in found if path.exists()]
+    (output / "triton.md").write_text(render(results, feeds), encoding="utf-8")
+    (output / "triton.json").write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n", encoding="utf-8")
+
+
+def measure(subject: Subject, feeds: int) -> Figures:
+    """Compile a model as users do, compare its steps on one evaluation feed, and its metrics on all."""
+    made = Figures(subject.name)
+    job = Compilation(subject.path, Options(target=TARGET, calibration=list(subject.calibration[:feeds])))
+    try:
+        compiled = job.run()
+        program = build_program(compiled.model)
+    except QCompilerError as error:
+        made.error = str(error)
+        return made
+    proof, twin = compiled.report.proof, twin_of(job, compiled)
+    made.planned, made.fused = proof.planned, len(proof.fused)
+    executor = Executor(program)
+    made.steps = count_steps(executor.prepare({n: a.shape for n, a in subject.feed.items()}).plan)
+    gaps = compare_steps(compiled.model, twin, [subject.feed])
+    made.values, made.one, made.more = (sum(getattr(g, n) for g in gaps) for n in ("values", "one", "more"))
+    worst = max(gaps, key=lambda g: g.share, default=None)
+    made.worst = (worst.step, worst.share) if worst is not None else ("", 0.0)
+    made.ours = _metric(subject, TritonEngine("cpu").load(compiled.model))
+    made.theirs = _metric(subject, PlainOrtEngine().load(twin))
+    made.float = _metric(subject, OrtEngine().load(subject.path))
+    return made
+
+
+def _metric(subject: Subject, runner: Runner) -> dict[str, float]:
+    return subject.metric(subject.run_all(lambda feed: list(runner.run(feed).values())))
+
+
+def row(figures: Figures) -> str:
+    """Return a model's row."""
+    if figures.error:
+        return f"| {figures.name} | {figures.error} |" + " |" * (len(COLUMNS) - 2)
+    name = next(iter(figures.ours))
+    metrics = " | ".join(f"{m[name]:.4f}" for m in (figures.ours, figures.theirs, figures.float))
+    counts = f"{figures.steps['kernels']} / {figures.steps['stand-ins'] + figures.steps['torch']}"
+    share = f"{figures.one / max(figures.values, 1):.1e}"
+    return (
+        f"| {figures.name} | {counts} | {figures.fused} / {figures.planned} | {share} | {figures.worst[1]:.1e} | "
+        f"{figures.more} | {name} | {metrics} |"
+    )
+
+
+def render(results: Sequence[Figures], feeds: int) -> str:
+    """Return the page."""
+    lines = [
+        "# Triton: steps against ONNX Runtime",
+        "",
+        f"Default builds for `{TARGET}` from up to {feeds} calibration feeds, computed by the references on the CPU; "
+        + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+        + ". Written by `benchmarks/on_triton.py`.",
+        "",
+        "Every step reads what ONNX Runtime computed in front of it, of the same graph in plain Q/DQ without "
+        "optimizations. A step of a float result is 1/255 of its range.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---" * len(COLUMNS) + "|",
+        *(row(r) for r in results),
+        "",
+        "Averages over whole pictures differ most: sums of integers are exact here, while ONNX Runtime's Q/DQ adds "
+        "floats, whose noise breaks a tie either way (its QLinearGlobalAveragePool gives our numbers, bit for bit).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""What the kernels of ``int8_conv`` have in common: where a tile lies, and how its sums are stored."""
