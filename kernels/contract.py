@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
 
 from qcompiler.errors import TargetError
 from qcompiler.kernels.config import Config
@@ -154,6 +157,8 @@ class Contract:
             if argument.name in given and argument.role != "scalar":
                 self._check_tensor(argument, given[argument.name], options, dims)
                 self._check_likeness(argument, given)
+            elif argument.name in given:
+                self._check_number(argument, given[argument.name])
         for argument in self.arguments:  # once more: a quotient may stand before the axis it is of
             if argument.name in given and argument.role != "scalar":
                 self._check_tensor(argument, given[argument.name], options, dims)
@@ -173,6 +178,18 @@ class Contract:
             raise TargetError(
                 f"{self.name} takes {argument.name} only with {option} {' or '.join(values)}; "
                 f"found {option} {options[option]}"
+            )
+
+    def _check_number(self, argument: Argument, number: Any) -> None:
+        """Hold a scalar to its dtype: no fraction is cut off, nothing wraps around."""
+        kind = np.dtype(argument.dtypes[0])
+        fits = isinstance(number, numbers.Real) and not isinstance(number, bool)
+        if fits and kind.kind == "i":
+            ends = np.iinfo(kind)
+            fits = float(number) == int(number) and ends.min <= int(number) <= ends.max
+        if not fits:
+            raise TargetError(
+                f"{self.name}: {argument.name} ({argument.why}) must be one {kind} number; found {number!r}"
             )
 
     def _check_likeness(self, argument: Argument, given: Mapping[str, Any]) -> None:

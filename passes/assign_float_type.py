@@ -75,8 +75,17 @@ class AssignFloatType(Pass):
                 if regions.narrow:
                     state.remark(self.name(), node, code, f"stays float32: {text}")
             _Assigner(rewriter, graph, regions, narrow, opset).run()
+        for graph, _ in chosen:
+            _forget_unread(graph)
         state.model.ir_version = max(state.model.ir_version, least_ir_version(state.model))
         return rewriter.changes
+
+
+def _forget_unread(graph: ir.Graph) -> None:
+    """Remove constants that only their narrow copies are read of: they would double the file."""
+    for name, value in list(graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            del graph.initializers[name]
 
 
 class _Assigner:

@@ -13,7 +13,6 @@ import onnx_ir as ir
 from qcompiler.ir.graph import all_graphs
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
-from qcompiler.passes.widen_half_precision import WIDENED
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, Exact
 from qcompiler.pipeline.state import CompileState
@@ -39,10 +38,9 @@ class StoreHalfPrecision(Pass):
 
     def run(self, state: CompileState) -> int:
         """Store constants narrow and return how many."""
-        had = state.model.metadata_props.get(WIDENED)
-        if had is None:
+        half, rewriter, stored = state.half, Rewriter(state.model), 0
+        if half is None:
             return 0
-        half, rewriter, stored = ir.DataType(int(had)), Rewriter(state.model), 0
         for graph in all_graphs(state.model):
             first = next(iter(graph), None)
             for value in list(graph.initializers.values()):

@@ -7,7 +7,7 @@ model; and every integer kernel here reads and writes float32. What the type sav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,13 +24,17 @@ from qcompiler.pipeline.state import CompileState
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """The types that are widened."""
-WIDENED = "qcompiler.widened"
-"""Metadata of a model whose floats were widened: the type they had, as ONNX numbers it."""
 
-_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision")
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision", "precision")
 """Attributes that hold an element type."""
 _BITS = ("BitCast",)
 """Operators that read the bits of a value, not its number."""
+_CARRY = (
+    "Cast", "CastLike", "Concat", "Constant", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
+    "GatherND", "Identity", "If", "Loop", "Reshape", "Scan", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze",
+)  # fmt: skip
+"""Operators that compute nothing themselves: a model that rounds or stores in a half type does not compute in it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class WidenHalfPrecision(Pass):
     """Compute in float32 what the model computes in float16 or bfloat16; graph inputs and outputs keep their types.
 
     Constants become the float32 numbers that they stand for. Results are rounded less often than before, and what
-    overflowed to infinity does so no more.
+    overflowed to infinity does so no more. A model that only stores numbers in a half type, or rounds to one by a pair
+    of Casts, is left alone.
     """
 
     needs = Phase.FLOAT
@@ -49,7 +54,9 @@ class WidenHalfPrecision(Pass):
         """Widen all graphs and return the number of changes."""
         model = state.model
         had = {v.dtype for v in _values(model) if v.dtype in HALVES}
-        if not had:
+        if not any(_computes(node) for node in all_nodes(model)):
+            stored = {v.dtype for g in all_graphs(model) for v in g.initializers.values()} & had
+            state.half = state.half or _widest(stored)
             return 0
         for value in _values(model):
             if value.type is not None and not isinstance(value.type, ir.TensorType) and value.dtype in HALVES:
@@ -57,9 +64,21 @@ class WidenHalfPrecision(Pass):
                 return 0
         widening = _Widening(model)
         widening.run()
-        model.metadata_props[WIDENED] = str(int(max(had, key=HALVES.index)))
+        state.half = _widest(had)
         infer_shapes(model)
         return widening.rewriter.changes
+
+
+def _widest(types: Collection[ir.DataType | None]) -> ir.DataType | None:
+    """Return the half type of the largest range among some."""
+    return max((t for t in types if t is not None), key=HALVES.index, default=None)
+
+
+def _computes(node: ir.Node) -> bool:
+    """Return whether a node computes in a half type."""
+    if is_op(node, *_CARRY, *_BITS):
+        return False
+    return any(v is not None and v.dtype in HALVES for v in (*node.inputs, *node.outputs))
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
@@ -95,8 +114,8 @@ class _Widening:
                 self._node(node)
         for node in bits:
             self._keep(node, read)
-        for index, dtype in outputs.items():
-            self._output(index, dtype)
+        for value in dict.fromkeys(self.model.graph.outputs[index] for index in outputs):
+            self._output(value, [index for index in outputs if self.model.graph.outputs[index] is value], outputs)
 
     def _inputs(self) -> None:
         """Let everything read a graph input of a half type through a Cast."""
@@ -159,23 +178,21 @@ class _Widening:
         self.rewriter.declare(node.outputs[0], to, value.shape)
         return node.outputs[0]
 
-    def _output(self, index: int, dtype: ir.DataType) -> None:
-        """Give a graph output its type back, under its own name."""
+    def _output(self, value: ir.Value, places: Sequence[int], types: Mapping[int, ir.DataType]) -> None:
+        """Give a graph output its type back, under its own name, wherever the graph lists it."""
         graph = self.model.graph
-        value = graph.outputs[index]
         if value.dtype is not ir.DataType.FLOAT:
             return  # an input that is an output, too
-        name, producer = str(value.name), value.producer()
-        last = producer if producer is not None else next(reversed(graph), None)
-        if last is None:
-            return
-        narrow = self._cast(value, dtype, after=last)
+        producer = value.producer()
+        narrow = self._cast(value, types[places[0]], after=producer if producer is not None else next(reversed(graph)))
+        name = str(value.name)
         value.name = self.rewriter.unique(f"{name}:float")
         if value.is_initializer():
             graph.initializers.pop(name, None)
             graph.register_initializer(value)
         narrow.name = name
-        graph.outputs[index] = narrow
+        for index in places:
+            graph.outputs[index] = narrow
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -94,7 +94,7 @@ def calibrate_model(model: Any, feeds: Any, options: CalibrationOptions, engine:
     engine = engine or OrtEngine()
     given = import_model(model, shapes=options.shapes)
     target = load_target(target_names()[0])
-    given, runner, _ = load_runnable(given, engine, replace(EngineOptions(options.threads), optimize=False), target)
+    _, runner, _ = load_runnable(given, engine, replace(EngineOptions(options.threads), optimize=False), target)
     source = _source(feeds, given, runner.inputs, options)
     state = CompileState(given, target)
     Pipeline(front_passes()).run(state)

@@ -87,14 +87,14 @@ class Compilation:
         self.given = given
         self.bytes_before = _size_of(self.source, given)
         plain = replace(self.engine_options, optimize=False)
-        given, self.runner, widened = load_runnable(given, self.truth, plain, target)
+        runs, self.runner, widened = load_runnable(given, self.truth, plain, target)
         self.warnings += [widened] if widened else []
         self.data = self.shared or open_dataset(self.options.data, given, self.runner.inputs)
         self.instruments: list[Instrument] = [VerifyInstrument(), _Log(self)]
         if self.options.dump is not None:
             times = TimeInstrument()
             self.instruments = [DumpInstrument(self.options.dump, times), *self.instruments, times]
-        self.reference = self._reference(given)
+        self.reference = self._reference(runs)
         self.say("canonicalize")
         state = CompileState(given.clone(), target)
         Pipeline((*front_passes(), *recipe_passes(recipe))).run(state, self.instruments)

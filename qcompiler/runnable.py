@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from qcompiler.engine import Engine, EngineOptions, Runner
 from qcompiler.errors import ModelError
-from qcompiler.passes.widen_half_precision import WIDENED, WidenHalfPrecision
+from qcompiler.passes.widen_half_precision import WidenHalfPrecision
 from qcompiler.pipeline.state import CompileState
 from qcompiler.targets.target import Target
 
@@ -35,7 +35,7 @@ def load_runnable(
             runner = engine.load(state.model, options)
         except ModelError:
             raise refused from None
-    half = ir.DataType(int(state.model.metadata_props[WIDENED])).name.lower()
+    half = "" if state.half is None else state.half.name.lower()
     note = (
         f"{engine.name} does not run the model's {half} here: speed and accuracy are compared with the same model in "
         "float32"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -77,3 +79,16 @@ def test_one_calibration_serves_what_the_engine_refuses() -> None:
     statistics = qcompiler.calibrate(proto, ids())
     compiled = qcompiler.compile(proto, calibration=statistics, guard=False, target="ort-x86")
     assert compiled.report.to_dict()["integer_share"] == 1.0
+
+
+@pytest.mark.parametrize("target", ["ort-x86", "openvino", "tensorrt-sm89"])
+def test_what_stays_float_is_no_larger_on_any_target(target: str, tmp_path: Path) -> None:
+    (tmp_path / "float.toml").write_text('[[override]]\nmatch = "*"\nform = "float"\n')
+    proto = network(HALF)
+    compiled = qcompiler.compile(
+        proto, calibration=ids(), guard=False, target=target, overrides=tmp_path / "float.toml"
+    )
+    assert len(compiled.to_bytes()) < 1.05 * len(proto.SerializeToString())
+    assert not [
+        p for p in onnx.load_from_string(compiled.to_bytes()).metadata_props if "half" in p.key or "widen" in p.key
+    ]

@@ -13,6 +13,7 @@ from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.engine import ShapeRange
 from qcompiler.errors import TargetError
 from qcompiler.passes.lower_openvino import LowerOpenvino
+from qcompiler.passes.store_half_precision import StoreHalfPrecision
 from qcompiler.quant.formats import FORMATS
 from qcompiler.targets.target import Target
 
@@ -62,7 +63,7 @@ def open_backend(
     if target.engine == "openvino" and importlib.util.find_spec("openvino") is None:
         from qcompiler.backends.openvino import INSTALL
 
-        return AbsentBackend("openvino", (LowerOpenvino(),), INSTALL)
+        return AbsentBackend("openvino", (LowerOpenvino(), StoreHalfPrecision()), INSTALL)
     if target.engine == "openvino":
         from qcompiler.backends.openvino import OvEngine
 

@@ -18,6 +18,7 @@ from qcompiler.backends.onnxruntime import OrtEngine, OrtRunner
 from qcompiler.engine import EngineOptions, ModelLike
 from qcompiler.errors import TargetError
 from qcompiler.passes.lower_openvino import LowerOpenvino
+from qcompiler.passes.store_half_precision import StoreHalfPrecision
 
 NAME = "ort-openvino"
 PROVIDER = "OpenVINOExecutionProvider"
@@ -77,9 +78,9 @@ def open_provider(probe: bool) -> Backend:
         probe: whether the model is tried in a process of its own before.
     """
     if PROVIDER not in ort.get_available_providers():
-        return AbsentBackend(NAME, (LowerOpenvino(),), INSTALL)
+        return AbsentBackend(NAME, (LowerOpenvino(), StoreHalfPrecision()), INSTALL)
     if importlib.util.find_spec("openvino") is None:
-        return AbsentBackend(NAME, (LowerOpenvino(),), _ALONE, engine=OrtOpenvinoEngine())
+        return AbsentBackend(NAME, (LowerOpenvino(), StoreHalfPrecision()), _ALONE, engine=OrtOpenvinoEngine())
     from qcompiler.backends.openvino import OvEngine
 
     return OrtOvBackend(OvEngine(precision="f32", probe=probe))

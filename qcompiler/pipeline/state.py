@@ -81,6 +81,7 @@ class CompileState:
         estimators: range estimator per group, where it is not the default.
         imported: scales and zero points of an imported quantized model, by value name.
         smoothing: scale per channel of activations that smooth-activations divides, by value name.
+        half: the half type that floats had before widen-half-precision; None where nothing was widened.
         remarks: why things were or were not done, in order.
         quantized: weights quantized so far, by name, specification and numbers; clones share it.
         changes: the log that each rule application is entered in, if somebody wants to know or to limit them.
@@ -96,6 +97,7 @@ class CompileState:
     estimators: dict[str, str] = field(default_factory=dict)
     imported: dict[str, QuantSource] = field(default_factory=dict)
     smoothing: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    half: ir.DataType | None = None
     remarks: list[Remark] = field(default_factory=list)
     quantized: dict[tuple[str, str], Array] = field(default_factory=dict, repr=False)
     changes: ChangeLog | None = None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,3 +106,15 @@ def test_references_give_what_contracts_say(kernel: str) -> None:
     assert asked.read >= least.read
     assert asked.written >= least.written
     assert asked.macs >= least.macs
+
+
+@pytest.mark.parametrize("number", [3.7, 2**40, "x", True, None])
+def test_a_scalar_is_held_to_its_dtype(number: Any) -> None:
+    contract = contract_of("int8_matmul")
+    options = contract.options({"zeros": "kernel", "out": "float32"})
+    dims = {"B": 1, "W": 1, "M": 16, "N": 16, "K": 32}
+    given: dict[str, Any] = {**contract.operands(dims, options, {}), "w_point": 0}
+    given |= {a.name: 1 for a in contract.arguments if a.role == "scalar" and a.wanted(options)}
+    contract.check({**given, "a_point": np.int32(7)}, options)
+    with pytest.raises(TargetError, match=r"a_point .* must be one int32 number"):
+        contract.check({**given, "a_point": number}, options)

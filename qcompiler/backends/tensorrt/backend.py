@@ -78,8 +78,9 @@ class TrtBackend(RunsLowered):
             raise TargetError("emit is 'qoperator', but TensorRT reads Q/DQ only; leave --emit away")
         from qcompiler.passes.assign_float_type import AssignFloatType
         from qcompiler.passes.lower_tensorrt import LowerTensorrt
+        from qcompiler.passes.store_half_precision import StoreHalfPrecision
 
-        return LowerTensorrt(), AssignFloatType()
+        return LowerTensorrt(), AssignFloatType(), StoreHalfPrecision()
 
     def twin(self, model: ir.Model) -> tuple[Pass, ...]:
         """Return passes that write block quantization in standard operators, where the model has TensorRT's own."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from qcompiler.backends.tensorrt.api import RTX, TENSORRT
@@ -13,6 +11,7 @@ from qcompiler.backends.tensorrt.probe import Prober, require_built
 from qcompiler.backends.tensorrt.report import BuildReport
 from qcompiler.engine import ShapeRange
 from qcompiler.errors import ModelError
+from qcompiler.staging import Staging
 
 _TOOLS = {TENSORRT: "trtexec", RTX: "tensorrt_rtx"}
 """The command-line tool that comes with each flavour outside of its Python packages."""
@@ -45,15 +44,12 @@ def build_plan(
     report = require_built(used.probe(model, [sm], profiles, samples, keep=True)[sm])
     if report.plan is None:
         raise ModelError(f"{report.flavour} {report.version} built the model for sm{sm} but handed no engine out")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_bytes(report.plan)
-        temporary.replace(path)
+        with Staging() as staging:
+            staging.stage_file(path).write_bytes(report.plan)
+            staging.commit()
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return report
 
 

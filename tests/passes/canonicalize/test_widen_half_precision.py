@@ -18,7 +18,7 @@ from qcompiler.ir.text import print_model
 from qcompiler.ir.verify import verify
 from qcompiler.passes.front import front_passes
 from qcompiler.passes.store_half_precision import StoreHalfPrecision
-from qcompiler.passes.widen_half_precision import WIDENED, WidenHalfPrecision
+from qcompiler.passes.widen_half_precision import WidenHalfPrecision
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.state import CompileState
 from qcompiler.targets.target import load_target
@@ -90,7 +90,7 @@ def test_float32_is_left_alone() -> None:
     )  # fmt: skip
     state, changes = widen(proto)
     assert changes == 0
-    assert WIDENED not in state.model.metadata_props
+    assert state.half is None
 
 
 def test_products_widen_between_casts_at_the_borders() -> None:
@@ -108,13 +108,71 @@ def test_products_widen_between_casts_at_the_borders() -> None:
     agrees(proto, state, {"x": half(5, 32)})
 
 
-def test_a_second_run_changes_nothing_but_the_borders_stay() -> None:
+def test_a_second_run_changes_nothing() -> None:
     state, _ = widen(mlp())
     text = print_model(state.model)
-    again = CompileState(state.model, state.target)
-    Pipeline(front_passes()).run(again)
-    assert [n.op_type for n in again.model.graph] == ["Cast", "MatMul", "Relu", "MatMul", "Cast"]
-    assert text.count("Cast") == print_model(again.model).count("Cast")
+    assert WidenHalfPrecision().run(state) == 0
+    assert print_model(state.model) == text
+    assert state.half is ir.DataType.FLOAT16
+
+
+def test_rounding_on_purpose_stays() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=HALF),
+        helper.make_node("Cast", ["h"], ["w"], to=FLOAT),
+        helper.make_node("IsInf", ["w"], ["b"]),
+        helper.make_node("Cast", ["b"], ["y"], to=FLOAT),
+    ]
+    proto = model(nodes, [value("x", FLOAT, 4)], [value("y", FLOAT, 4)])
+    state, changes = widen(proto)
+    assert changes == 0
+    feed = {"x": np.array([1.0, 1e6, -1e6, 6e4], np.float32)}
+    np.testing.assert_array_equal(OrtEngine().load(state.model, PLAIN).run(feed)["y"], [0.0, 1.0, 1.0, 0.0])
+
+
+def test_weights_that_are_only_stored_narrow_are_stored_so_again() -> None:
+    nodes = [helper.make_node("Cast", ["w"], ["wf"], to=FLOAT), helper.make_node("MatMul", ["x", "wf"], ["y"])]
+    proto = model(nodes, [value("x", FLOAT, 2, 64)], [value("y", FLOAT, 2, 64)], {"w": half(64, 64)})
+    state, changes = widen(proto)
+    assert changes == 0
+    Pipeline(front_passes()).run(state)
+    assert {v.dtype for v in state.model.graph.initializers.values()} == {ir.DataType.FLOAT}
+    state.phase = Phase.LOWERED
+    assert StoreHalfPrecision().run(state) == 1
+    agrees(proto, state, {"x": half(2, 64).astype(np.float32)}, rel=1e-6)
+
+
+@pytest.mark.parametrize("nodes", [0, 1])
+def test_an_output_that_is_a_constant_keeps_its_type(nodes: int) -> None:
+    body = [helper.make_node("Relu", ["x"], ["y"])][:nodes]
+    outputs = [value("w", HALF, 2), *([value("y", HALF, 4)] if nodes else [])]
+    proto = model(body, [value("x", HALF, 4)], outputs, {"w": half(2)})
+    state, changes = widen(proto)
+    assert (changes > 0) == bool(nodes)
+    assert [(str(v.name), v.dtype) for v in state.model.graph.outputs] == [
+        (o.name, ir.DataType.FLOAT16) for o in outputs
+    ]
+    if nodes:
+        agrees(proto, state, {"x": half(4)})
+
+
+def test_an_output_that_is_listed_twice_keeps_its_name() -> None:
+    proto = model([helper.make_node("Relu", ["x"], ["y"])], [value("x", HALF, 4)], [value("y", HALF, 4)] * 2)
+    state, _ = widen(proto)
+    assert [(str(v.name), v.dtype) for v in state.model.graph.outputs] == [("y", ir.DataType.FLOAT16)] * 2
+    agrees(proto, state, {"x": half(4)})
+
+
+def test_the_precision_of_a_quantizer_widens() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], precision=HALF),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], output_dtype=HALF),
+    ]
+    weights: dict[str, Array] = {"s": np.array(0.1, np.float16), "z": np.array(3, np.uint8)}
+    state, _ = widen(model(nodes, [value("x", HALF, 4)], [value("y", HALF, 4)], weights, opset=23))
+    found = {n.op_type: n.attributes for n in state.model.graph}
+    assert found["QuantizeLinear"]["precision"].as_int() == FLOAT
+    assert found["DequantizeLinear"]["output_dtype"].as_int() == FLOAT
 
 
 def test_attributes_that_name_the_type() -> None:

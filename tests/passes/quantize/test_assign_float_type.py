@@ -206,3 +206,10 @@ def test_float32_does_nothing() -> None:
 def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(PassError, match=r"unknown type 'half'; expected one of float32, float16, bfloat16"):
         narrow("y = MatMul(x, w)", type_="half")
+
+
+def test_constants_that_are_read_narrow_only_are_not_stored_twice() -> None:
+    proto = model_of("float[2,64] x", "float[2,64] y", "y = MatMul(x, w)", {"w": normal(2, 64, 64)})
+    state = CompileState(import_exactly(proto), load_target("tensorrt-sm89"), Phase.LOWERED)
+    assert AssignFloatType().run(state) > 0
+    assert [v.dtype for v in state.model.graph.initializers.values()] == [ir.DataType.FLOAT16]

@@ -16,8 +16,8 @@ from qcompiler.calibration.observe import observe
 from qcompiler.ir.importer import import_model
 from qcompiler.observed import wanted_values
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
-from qcompiler.passes.front import front_passes
 from qcompiler.passes.fold_scales import FoldScales
+from qcompiler.passes.front import front_passes
 from qcompiler.passes.fuse_qdq import FuseQdq
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lower_onnxruntime import LowerOnnxruntime
