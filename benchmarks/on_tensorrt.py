@@ -143,7 +143,9 @@ def _measure_case(reference: Reference, case: Case, work: Path) -> CaseResult:
     # Two targets whose tables agree in a recipe decide alike: the second repeats the first one's record.
     twin = next((c for c in CASES if c.recipe == case.recipe and c != case and _record(folder, c).exists()), None)
     record = Decisions.from_json(_record(folder, twin).read_text(encoding="utf-8")) if twin else None
-    options = Options(case.target, case.recipe, calibration=list(subject.calibration), decisions=record, threads=1)
+    options = Options(
+        target=case.target, recipe=case.recipe, calibration=list(subject.calibration), decisions=record, threads=1
+    )  # fmt: skip
     compilation = Compilation(subject.path, options, shared=reference.data)
     try:
         made = compilation.run()

@@ -18,6 +18,8 @@ from qcompiler.pipeline.contract import Contract, Exact
 from qcompiler.pipeline.state import CompileState
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+NHWC = ":nhwc"
+"""Behind the name of the value that stands for another one, its channels behind."""
 _ELEMENTWISE = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "LeakyRelu", "Identity"})
 
 
@@ -102,6 +104,7 @@ class _Sweep:
             attributes={"perm": TO_LAST},
         )  # fmt: skip
         self.rewriter.declare(node.outputs[0], value.dtype, _permuted(value.shape, TO_LAST))
+        node.outputs[0].name = self.rewriter.unique(f"{value.name}{NHWC}")
         self.last[value] = node.outputs[0]
         return node.outputs[0]
 
@@ -116,6 +119,7 @@ class _Sweep:
         name = old.name or old.op_type
         old.name = self.rewriter.unique(f"{name}:was")
         made.name = name
+        made.outputs[0].name = self.rewriter.unique(f"{was.name}{NHWC}")
         self.rewriter.take_over(was, back.outputs[0])
         self.rewriter.replace(was, back.outputs[0])
         self.rewriter.erase(old)

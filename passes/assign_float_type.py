@@ -8,6 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompiler.errors import PassError
+from qcompiler.ir.constants import remove_unread_constants
 from qcompiler.ir.graph import all_graphs, const_array, consumers, is_const, is_op, origins
 from qcompiler.ir.opset import least_ir_version, set_opset
 from qcompiler.ir.phase import Phase
@@ -75,17 +76,9 @@ class AssignFloatType(Pass):
                 if regions.narrow:
                     state.remark(self.name(), node, code, f"stays float32: {text}")
             _Assigner(rewriter, graph, regions, narrow, opset).run()
-        for graph, _ in chosen:
-            _forget_unread(graph)
+        remove_unread_constants(state.model)
         state.model.ir_version = max(state.model.ir_version, least_ir_version(state.model))
         return rewriter.changes
-
-
-def _forget_unread(graph: ir.Graph) -> None:
-    """Remove constants that only their narrow copies are read of: they would double the file."""
-    for name, value in list(graph.initializers.items()):
-        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            del graph.initializers[name]
 
 
 class _Assigner:

@@ -15,7 +15,7 @@ from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, WithinStep
 from qcompiler.pipeline.state import CompileState
 
-_PRODUCTS = ("int8_matmul", "fp8_matmul")
+_PRODUCTS = ("int8_matmul", "fp8_matmul", "block_matmul")
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hard_swish"}
 _STORED = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "float8e4m3fn"}
 
@@ -36,6 +36,8 @@ class FuseEpilogues(Pass):
                     continue
                 if is_kernel(node, "int8_add") and "residual" in node.attributes:
                     _fold_sum(rewriter, node)
+                elif is_kernel(node, "int8_mul") and "silu" in node.attributes:
+                    _fold_silu(rewriter, node)
                 elif is_kernel(node, *_PRODUCTS) and settings_of(node)["out"] == "float32":
                     _fold_behind(rewriter, node)
         return rewriter.changes
@@ -77,6 +79,27 @@ def _fold_sum(rewriter: Rewriter, add: ir.Node) -> None:
     _rebuild(rewriter, conv, arguments, {**own_settings, **settings, "residual": "before"}, add)
 
 
+def _fold_silu(rewriter: Rewriter, product: ir.Node) -> None:
+    """Let what computes x store x * sigmoid(x)."""
+    found = arguments_of(product)
+    name = str(product.attributes.pop("silu").as_string())
+    table = next((n for n in (found[r].producer() for r in "xw") if n is not None and n.name == name), None)
+    if table is None or not is_kernel(table, "int8_lookup"):
+        return
+    x = arguments_of(table)["x"]
+    maker = x.producer()
+    if not is_kernel(maker, "int8_conv", "int8_matmul") or any(found[r] not in (x, table.outputs[0]) for r in "xw"):
+        return
+    assert maker is not None
+    settings = settings_of(maker)
+    if settings["out"] != "int8" or settings.get("activation", "none") != "none" or "residual" in settings:
+        return
+    arguments: dict[str, ir.Value | None] = dict(arguments_of(maker))
+    arguments |= {"ys": found["ys"], "yz": found.get("yz")}
+    made = _rebuild(rewriter, maker, arguments, {**settings, "activation": "silu", "stage": "float"}, product)
+    made.metadata_props[FOLDED] += f"\n{name}"
+
+
 def _fold_behind(rewriter: Rewriter, node: ir.Node) -> None:
     """Fold an activation or a sum of floats behind a product, then the quantization of the result."""
     current: ir.Node | None = node
@@ -105,7 +128,7 @@ def _fold_one(rewriter: Rewriter, node: ir.Node) -> ir.Node | None:
     if is_op(reader, "QuantizeLinear"):
         zero = reader.inputs[2] if len(reader.inputs) > 2 else None
         kind = _STORED.get(reader.outputs[0].dtype or ir.DataType.UNDEFINED)
-        wanted = "int8" if node.op_type == "int8_matmul" else "float8e4m3fn"
+        wanted = {"int8_matmul": "int8", "fp8_matmul": "float8e4m3fn"}.get(node.op_type)
         if scalar_params(reader.inputs[1], zero) is not None and kind == wanted:
             arguments |= {"ys": reader.inputs[1], "yz": zero if kind == "int8" else None}
             _rebuild(rewriter, node, arguments, {**settings, "out": kind, "stage": "float"}, reader)

@@ -1,7 +1,7 @@
 """fuse-norms: one kernel for a residual sum, the norm behind it and the quantization of its result.
 
 Root mean square norms are recognized where they are written out (x / sqrt(mean(x * x) + epsilon) * gamma). A
-QuantizeLinear that stands alone is the same kernel without a norm.
+QuantizeLinear or DequantizeLinear that stands alone becomes a kernel, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qcompiler.ir.graph import (
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.ir.shapes import static_dim
-from qcompiler.passes.kernel_nodes import FOLDED, kernel_node, scalar_params
+from qcompiler.passes.kernel_nodes import FOLDED, kernel_node, scalar_params, stand_in
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, WithinStep
 from qcompiler.pipeline.state import CompileState
@@ -35,6 +35,7 @@ from qcompiler.pipeline.state import CompileState
 MOST_COLUMNS = 32768
 """Longest row that the kernel takes."""
 _STORED = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "float8e4m3fn"}
+_BYTES = {ir.DataType.INT8: "int8", ir.DataType.UINT8: "uint8"}
 _OUT, _NORMED, _KEPT = range(3)
 
 
@@ -74,8 +75,8 @@ class FuseNorms(Pass):
                 if node.graph is graph and (norm := _norm_at(node)) is not None:
                     _fuse(rewriter, norm)
             for node in list(graph):
-                if node.graph is graph and is_op(node, "QuantizeLinear"):
-                    _quantize(rewriter, node)
+                if node.graph is graph and is_op(node, "QuantizeLinear", "DequantizeLinear"):
+                    _convert(rewriter, node)
         return rewriter.changes
 
 
@@ -253,22 +254,35 @@ def _hand_over(rewriter: Rewriter, old: ir.Value, new: ir.Value) -> None:
     rewriter.replace(old, new)
 
 
-def _quantize(rewriter: Rewriter, node: ir.Node) -> None:
-    """Do a QuantizeLinear that stands alone by the same kernel."""
-    source = node.inputs[0]
-    if (
-        source is None
-        or source.dtype is not ir.DataType.FLOAT
-        or not _fits(source)
-        or _stores(source, node.graph) is None
-    ):
-        return
+def _convert(rewriter: Rewriter, node: ir.Node) -> None:
+    """Do a QuantizeLinear or DequantizeLinear that stands alone, with one scale, by a kernel of one element each."""
+    source, result = node.inputs[0], node.outputs[0]
     zero = node.inputs[2] if len(node.inputs) > 2 else None
-    if node.outputs[0].dtype not in _STORED or scalar_params(node.inputs[1], zero) is None:
+    floats, numbers = (source, result) if is_op(node, "QuantizeLinear") else (result, source)
+    if source is None or floats is None or numbers is None or const_array(source) is not None:
         return
-    if const_array(source) is not None:
+    params = scalar_params(node.inputs[1], zero if numbers.dtype in _BYTES else None)
+    if params is None or floats.dtype is not ir.DataType.FLOAT:
         return
-    settings = {"norm": "none", **_storing(node)}
-    made = _insert(rewriter, {"x": source}, settings, node, None)
+    if numbers.dtype not in _BYTES:
+        _quantize_to_float8(rewriter, node)
+        return
+    out = _BYTES[numbers.dtype] if floats is source else "float32"
+    settings: dict[str, Any] = {"op": "convert", "out": out, "a_scale": 1.0, "a_zero": 0}
+    written = "out" if floats is source else "a"
+    settings |= {f"{written}_scale": float(params[0]), f"{written}_zero": params[1]}
+    name = f"{node.name or node.op_type}:node"
+    made = kernel_node(rewriter, "pointwise", {"a": source}, settings, before=node, origin=[node], name=name)
+    stand_in(rewriter, node, made)
+
+
+def _quantize_to_float8(rewriter: Rewriter, node: ir.Node) -> None:
+    """Round to 8-bit floats by the kernel of norms, without a norm."""
+    source = node.inputs[0]
+    if source is None or not is_op(node, "QuantizeLinear") or not _fits(source) or _stores(source, node.graph) is None:
+        return
+    if node.outputs[0].dtype not in _STORED:
+        return
+    made = _insert(rewriter, {"x": source}, {"norm": "none", **_storing(node)}, node, None)
     _hand_over(rewriter, node.outputs[0], made.outputs[_OUT])
     rewriter.erase(node)

@@ -19,6 +19,8 @@ from qcompiler.quant.window import resolve_window
 
 _INT8 = ir.DataType.INT8
 _FLOAT8 = ir.DataType.FLOAT8E4M3FN
+_FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+_BLOCKS = (16, 32, 64, 128, 256)
 
 Lowerer = Callable[[Emission], str | None]
 
@@ -198,7 +200,8 @@ def _signed_quantize(rewriter: Rewriter, quantize: ir.Node) -> ir.Node:
         if node.domain == KERNEL_DOMAIN and node.op_type == "dynamic_quantize":
             return node
     made = kernel_node(
-        rewriter, "dynamic_quantize", {"x": source}, {}, before=quantize, origin=[quantize],
+        rewriter, "dynamic_quantize", {"x": source}, {"scale": "token", "zeros": "token", "out": "int8"},
+        before=quantize, origin=[quantize],
         name=f"{quantize.name}:int8", outputs=3,
     )  # fmt: skip
     rewriter.declare(made.outputs[0], _INT8, source.shape)
@@ -209,21 +212,22 @@ def _signed_quantize(rewriter: Rewriter, quantize: ir.Node) -> ir.Node:
 
 def _stored_product(e: Emission) -> str | None:
     """Lower a product with a weight that alone is stored in integers, in blocks along K."""
-    weight, scales, zeros = (const_array(e.get(r)) for r in ("w", "ws", "wz"))
+    weight, scales = (const_array(e.get(r)) for r in ("w", "ws"))
     if weight is None or scales is None or weight.ndim != 2 or e.quantized_output or e.activation:
         return "only products of floats with a constant matrix have a kernel"
-    if e.roles["w"].dtype not in (ir.DataType.INT4, _INT8):
+    if e.roles["w"].dtype not in (ir.DataType.INT4, ir.DataType.UINT4, _INT8, ir.DataType.UINT8):
         return f"a weight of {e.roles['w'].dtype} has no kernel"
     block, axis = attr_int(e.dequantize("w"), "block_size", 0), attr_int(e.dequantize("w"), "axis", 1)
-    if not block or axis % 2 != 0 or weight.shape[0] % block:
-        return "the scales are not in blocks along K"
-    if zeros is not None and np.any(zeros.astype(np.int32)):
-        return "the weight has zero points"
+    if block not in _BLOCKS or axis % 2 != 0 or weight.shape[0] % block:
+        return f"the scales are not in blocks of {', '.join(map(str, _BLOCKS))} along K"
     if "b" in e.roles and (const_array(e.roles["b"]) is None or const_array(e.roles["b"]).size != weight.shape[1]):  # type: ignore[union-attr]
         return "the bias is not one constant per column"
-    bits = e.weight_bits or (4 if e.roles["w"].dtype is ir.DataType.INT4 else 8)
-    arguments = {"x": e.roles["x"], "w": e.roles["w"], "ws": e.roles["ws"], "b": e.get("b")}
-    _finish(e, "int4_matmul" if bits == 4 else "int8_weight_matmul", arguments, {"group": block})
+    out = _FLOATS.get(e.call.outputs[0].dtype or ir.DataType.UNDEFINED)
+    if out is None or e.roles["x"].dtype not in _FLOATS:
+        return "the activations are not floats of 16 or 32 bits"
+    bits = 4 if e.weight_bits == 4 or e.roles["w"].dtype in (ir.DataType.INT4, ir.DataType.UINT4) else 8
+    arguments = {"x": e.roles["x"], "w": e.roles["w"], "ws": e.roles["ws"], "wz": e.get("wz"), "b": e.get("b")}
+    _finish(e, "block_matmul", arguments, {"block": block, "bits": bits, "out": out})
     return None
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from qcompiler.ir.graph import all_graphs, is_op, single_consumer
+from qcompiler.ir.graph import all_graphs, consumers, is_op, single_consumer
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.passes.inlining import inline
@@ -27,7 +27,9 @@ class LowerTriton(Pass):
     """Replace fused calls by kernels; what no kernel takes is written out as Q/DQ and runs as torch functions.
 
     A sum of two quantized branches reads in float what a convolution computes for it alone: it stands in the epilogue
-    of that convolution, with one rounding less.
+    of that convolution, with one rounding less. So does x * sigmoid(x) behind a convolution or product that nothing
+    else reads, with two roundings less: eight bits over the whole range of x would leave few for where the function
+    bends.
 
     Options:
         standard: write everything out as Q/DQ, with the same sums read in float: what ONNX Runtime can run, with the
@@ -43,12 +45,14 @@ class LowerTriton(Pass):
         """Lower every call and return the number of changes."""
         rewriter = Rewriter(state.model)
         for graph in list(all_graphs(state.model)):
-            residuals = _residual_sums(state, graph)
+            residuals, silus = _residual_sums(state, graph), _silus(state, graph)
             for node in list(graph):
                 if node.domain == DOMAIN:
                     self._lower(state, rewriter, node)
             for name, index in residuals.items():
                 self._free(rewriter, graph, name, index)
+            for product, sigmoid in silus.items():
+                self._free_silu(rewriter, graph, product, sigmoid)
         for identifier in [i for i, f in state.model.functions.items() if f.domain == DOMAIN]:
             del state.model.functions[identifier]
         for graph in all_graphs(state.model):
@@ -79,13 +83,63 @@ class LowerTriton(Pass):
         if add is None:
             return
         if self.standard:
-            dequantize = add.inputs[index].producer()  # type: ignore[union-attr]
-            quantize = dequantize.inputs[0].producer() if dequantize is not None else None  # type: ignore[union-attr]
-            if is_op(dequantize, "DequantizeLinear") and is_op(quantize, "QuantizeLinear"):
-                rewriter.set_input(add, index, quantize.inputs[0])  # type: ignore[union-attr]
-                rewriter.erase_dead([dequantize])  # type: ignore[list-item]
+            _read_float(rewriter, add, index)
             return
         add.attributes["residual"] = ir.AttrInt64("residual", 1 - index)
+
+    def _free_silu(self, rewriter: Rewriter, graph: ir.Graph, product: str, sigmoid: str) -> None:
+        """Let x * sigmoid(x) read floats, or stand in the epilogue of what computes x."""
+        found = {n.name: n for n in graph if n.name in (product, sigmoid)}
+        if len(found) < 2:
+            return
+        if not self.standard:
+            found[product].attributes["silu"] = ir.AttrString("silu", sigmoid)
+            return
+        for index in range(2):
+            _read_float(rewriter, found[product], index)
+        _read_float(rewriter, found[sigmoid], 0)
+
+
+def _read_float(rewriter: Rewriter, node: ir.Node, index: int) -> None:
+    """Let a node read what was quantized and dequantized for it before that."""
+    dequantize = node.inputs[index].producer()  # type: ignore[union-attr]
+    quantize = dequantize.inputs[0].producer() if dequantize is not None else None  # type: ignore[union-attr]
+    if is_op(dequantize, "DequantizeLinear") and is_op(quantize, "QuantizeLinear"):
+        rewriter.set_input(node, index, quantize.inputs[0])  # type: ignore[union-attr]
+        rewriter.erase_dead([dequantize])  # type: ignore[list-item]
+
+
+def _silus(state: CompileState, graph: ir.Graph) -> dict[str, str]:
+    """Return the products x * sigmoid(x) that can stand in the epilogue of what computes x, with their sigmoids."""
+    kinds = {i: f.metadata_props[ROOT] for i, f in state.model.functions.items() if f.domain == DOMAIN}
+    found = {}
+    for node in graph:
+        if kinds.get(node.op_identifier()) != "Mul" or not _plain(state, node):
+            continue
+        roles = roles_of(state.model.functions[node.op_identifier()], node)
+        for own, other in (("x", "w"), ("w", "x")):
+            value, gate = roles.get(own), roles.get(other)
+            sigmoid = None if gate is None else gate.producer()
+            maker = None if value is None else value.producer()
+            if value is None or gate is None or sigmoid is None or maker is None or value.is_graph_output():
+                continue
+            if value.dtype is not ir.DataType.INT8 or single_consumer(gate) is not node:
+                continue
+            if kinds.get(sigmoid.op_identifier()) != "Sigmoid":
+                continue
+            read = roles_of(state.model.functions[sigmoid.op_identifier()], sigmoid).get("x")
+            alone = {id(n) for n in consumers(value)} == {id(node), id(sigmoid)}
+            if read is value and alone and kinds.get(maker.op_identifier()) in _WEIGHTED and _plain(state, maker):
+                found[str(node.name)] = str(sigmoid.name)
+    return found
+
+
+def _plain(state: CompileState, call: ir.Node) -> bool:
+    """Return whether a call has no activation of its own."""
+    return not any(is_op(n, "Relu", "Clip") for n in state.model.functions[call.op_identifier()])
+
+
+_WEIGHTED = ("Conv", "MatMul", "Gemm")
 
 
 def _residual_sums(state: CompileState, graph: ir.Graph) -> dict[str, int]:

@@ -6,7 +6,7 @@ column, become an int32 offset together with an int32 bias; scales become one fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.engine import Array
-from qcompiler.ir.graph import all_graphs, const_array
+from qcompiler.ir.graph import all_graphs, const_array, consumers
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
+from qcompiler.kernels.int4_matmul.reference import from_blocks
 from qcompiler.passes.kernel_nodes import (
     arguments_of,
     is_kernel,
@@ -25,13 +26,15 @@ from qcompiler.passes.kernel_nodes import (
     settings_of,
     stand_in,
 )
-from qcompiler.passes.matmul_nbits import pack
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, WithinStep
 from qcompiler.pipeline.state import CompileState
 
 _PIECEWISE = ("none", "relu", "clip")
 _INT32 = np.iinfo(np.int32)
+_MOST_TAPS = 4096
+"""Largest window that is averaged as a convolution: a program adds its elements one after the other."""
+_HALVES = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -188,29 +191,83 @@ def _conv(p: _Packing) -> None:
         p.arguments["w"] = p.constant(packed, "w")
         p.numbers["group"] = group
     _epilogue(p, packed.astype(np.int64).sum(axis=(1, 2, 3)))
-    pads = p.settings["pads"]
-    p.numbers["pad"] = "none" if not any(pads) else "zero" if x[1] == 0 else "point"
-    if p.numbers["pad"] == "point":
-        p.numbers["x_zero"] = x[1]
-    for name in ("stride", "dilation"):
-        p.numbers |= {f"{name}_h": p.settings[f"{name}s"][0], f"{name}_w": p.settings[f"{name}s"][1]}
-    p.numbers |= {f"pad_{side}": n for side, n in zip(("top", "left", "bottom", "right"), pads, strict=True)}
+    _geometry(p, p.settings["strides"], p.settings["dilations"], p.settings["pads"], x[1])
     p.finish()
 
 
-def _pointwise(p: _Packing) -> None:
+def _pair(p: _Packing) -> None:
+    """Pack a sum or product: in float32, as Q/DQ computes it."""
     x, w, y = p.params("x"), p.params("w"), p.params("y")
     assert x is not None
     assert w is not None
     assert y is not None
     p.arguments |= {"a": p.given["x"], "b": p.given["w"]}
+    p.numbers |= {"op": p.node.op_type.removeprefix("int8_"), "out": "int8", "arithmetic": "float32"}
     p.numbers |= {"a_scale": float(x[0]), "a_zero": x[1], "b_scale": float(w[0]), "b_zero": w[1]}
     p.numbers |= {"out_scale": float(y[0]), "out_zero": y[1]}
     p.numbers |= {name: p.settings[name] for name in ("activation", "low", "high") if name in p.settings}
-    p.finish()
+    p.finish("pointwise")
+
+
+def _table(p: _Packing) -> None:
+    p.arguments |= {"x": p.given["x"], "table": p.given["table"]}
+    p.numbers |= {"op": "table", "out": "int8", "out_scale": 1.0, "out_zero": 0}
+    p.finish("pointwise")
+
+
+def _window(p: _Packing) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """Return (kernel, strides, dilations, pads) of an average that weighs all windows alike; None for others."""
+    shape = p.given["x"].shape
+    if p.settings.get("layout") != "NHWC" or shape is None or len(shape) != 4:
+        return None
+    if p.settings["op"] == "global_average":
+        height, width = shape[1], shape[2]
+        if not isinstance(height, int) or not isinstance(width, int):
+            return None
+        return (height, width), (1, 1), (1, 1), (0, 0, 0, 0)
+    pads = tuple(p.settings.get("pads") or (0, 0, 0, 0))
+    plain = p.settings.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", "") and not p.settings.get("ceil_mode", 0)
+    if not plain or (any(pads) and not p.settings.get("count_include_pad", 0)):
+        return None
+    kernel = tuple(p.settings["kernel_shape"])
+    return kernel, tuple(p.settings.get("strides") or (1, 1)), tuple(p.settings.get("dilations") or (1, 1)), pads
+
+
+def _average(p: _Packing) -> bool:
+    """Pack an average as a convolution of each channel with ones: the sum is exact, one factor scales it."""
+    x, y, window = p.params("x"), p.params("y"), _window(p)
+    channels = p.given["x"].shape[3] if window is not None else None  # type: ignore[index]
+    if window is None or x is None or y is None or not isinstance(channels, int):
+        return False
+    kernel, strides, dilations, pads = window
+    count = kernel[0] * kernel[1]
+    if count > _MOST_TAPS:
+        return False
+    factor = np.float32(np.float64(x[0]) / (np.float64(y[0]) * count))
+    p.arguments |= {"x": p.given["x"], "w_rso": p.constant(np.ones((*kernel, channels), np.int8), "ones")}
+    p.arguments["multiplier"] = p.constant(np.full(channels, factor, np.float32), "multiplier")
+    if x[1]:
+        p.arguments["offset"] = p.constant(np.full(channels, -x[1] * count, np.int32), "offset")
+        p.numbers["offset"] = "channel"
+    p.numbers |= {"kind": "depthwise", "out": "int8", "out_zero": y[1]}
+    _geometry(p, strides, dilations, pads, x[1])
+    p.finish("int8_conv")
+    return True
+
+
+def _geometry(p: _Packing, strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int], zero: int) -> None:
+    """Write where windows lie, and what lies around the picture."""
+    p.numbers["pad"] = "none" if not any(pads) else "zero" if zero == 0 else "point"
+    if p.numbers["pad"] == "point":
+        p.numbers["x_zero"] = zero
+    for name, steps in (("stride", strides), ("dilation", dilations)):
+        p.numbers |= {f"{name}_h": steps[0], f"{name}_w": steps[1]}
+    p.numbers |= {f"pad_{side}": n for side, n in zip(("top", "left", "bottom", "right"), pads, strict=True)}
 
 
 def _pool(p: _Packing) -> None:
+    if p.settings["op"] != "max" and _average(p):
+        return
     x, y = p.params("x"), p.params("y")
     p.arguments["x"] = p.given["x"]
     p.numbers |= p.settings
@@ -220,22 +277,58 @@ def _pool(p: _Packing) -> None:
 
 
 def _blocks(p: _Packing) -> None:
-    """Pack a weight in blocks: (N, K) and scales (N, K / block); two numbers of 4 bits to a byte, plus 8 each."""
-    weight, scales, bias = p.array("w"), p.array("ws"), p.array("b")
+    """Pack a weight in blocks as the kernels store it; float32 activations are rounded to bfloat16, which never
+    overflows and loses far less than the weights did.
+    """
+    weight, scales, zeros, bias = (p.array(role) for role in ("w", "ws", "wz", "b"))
     assert weight is not None
     assert scales is not None
-    rows = weight.astype(np.int64).T
-    packed = pack(rows + 8, 4) if p.node.op_type == "int4_matmul" else rows.astype(np.int8)
-    p.arguments |= {"a": p.given["x"], "w": p.constant(packed, "w")}
-    p.arguments["scales"] = p.constant(scales.astype(np.float32).T, "scales")
+    bits, x = p.settings["bits"], p.given["x"]
+    for name, array in from_blocks(weight, scales, zeros, p.settings["block"], bits).items():
+        p.arguments[name] = p.constant(array.astype(np.float32) if name == "scales" else array, name)
+    p.arguments["a"] = x if x.dtype in _HALVES else _halved(p, x)
+    p.numbers |= {"bits": str(bits), "block": str(p.settings["block"]), "out": p.settings["out"]}
+    if "zeros" in p.arguments:
+        p.numbers["zeros"] = "block"
     if bias is not None:
         p.arguments["bias"] = p.constant(bias.astype(np.float32).reshape(-1), "bias")
         p.numbers["bias"] = "channel"
-    p.numbers["group"] = p.settings["group"]
-    p.finish()
+    _behind(p, p.settings.get("activation", "none"), None)
+    p.finish("int4_matmul")
+
+
+def _halved(p: _Packing, value: ir.Value) -> ir.Value:
+    """Return a value in bfloat16: written so where only such products read it, else converted once for all."""
+    maker = value.producer()
+    if _for_products_alone(value) and maker is not None:
+        maker.attributes["out"] = ir.AttrString("out", "bfloat16")  # its type object may be another value's, too
+        p.rewriter.declare(value, ir.DataType.BFLOAT16, value.shape)
+        return value
+    for node in consumers(value):
+        if is_kernel(node, "pointwise") and settings_of(node)["out"] == "bfloat16":
+            return node.outputs[0]
+    made = kernel_node(
+        p.rewriter, "pointwise", {"a": value}, {"op": "convert", "a_scale": 1.0, "a_zero": 0, "out": "bfloat16"},
+        before=p.node, origin=[p.node], name=f"{value.name}:bfloat16",
+    )  # fmt: skip
+    p.rewriter.declare(made.outputs[0], ir.DataType.BFLOAT16, value.shape)
+    return made.outputs[0]
+
+
+def _for_products_alone(value: ir.Value) -> bool:
+    maker = value.producer()
+    if not is_kernel(maker, "norm_quantize", "int4_matmul", "block_matmul") or value.is_graph_output():
+        return False
+    assert maker is not None
+    if value is not maker.outputs[0] or settings_of(maker)["out"] != "float32":
+        return False
+    readers = consumers(value)
+    return all(
+        is_kernel(n, "block_matmul") and [v is value for v in n.inputs].count(True) == 1 for n in readers
+    ) and all(arguments_of(n)["x"] is value for n in readers)
 
 
 _PACKERS: Mapping[str, Callable[[_Packing], None]] = {
-    "int8_matmul": _matmul, "fp8_matmul": _matmul, "int8_conv": _conv, "int8_add": _pointwise, "int8_mul": _pointwise,
-    "int8_pool": _pool, "int4_matmul": _blocks, "int8_weight_matmul": _blocks,
+    "int8_matmul": _matmul, "fp8_matmul": _matmul, "int8_conv": _conv, "int8_add": _pair, "int8_mul": _pair,
+    "int8_pool": _pool, "int8_lookup": _table, "block_matmul": _blocks,
 }  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
-from qcompiler.ir.graph import all_graphs
+from qcompiler.ir.constants import remove_unread_constants
 from qcompiler.passes.inline_constant_if import release
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.state import CompileState
@@ -23,11 +23,7 @@ class RemoveUnused(Pass):
         onnx-ir's pass leaves the captures of a removed If in place, and with them everything they depend on.
         """
         removed = _remove_nodes(state.model.graph)
-        for graph in all_graphs(state.model):
-            for name, value in list(graph.initializers.items()):
-                if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-                    del graph.initializers[name]
-                    removed += 1
+        removed += remove_unread_constants(state.model)
         functions = len(state.model.functions)
         RemoveUnusedFunctionsPass()(state.model)  # type: ignore[no-untyped-call]  # onnx-ir declares no types
         return removed + functions - len(state.model.functions)

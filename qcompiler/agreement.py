@@ -254,16 +254,18 @@ class _Offer:
             self._take(wanted[half:])
 
     def _measure(self, forms: Mapping[str, Form]) -> str:
-        """Return why a choice of forms is not borne, or nothing if it is."""
+        """Return why a choice of forms is not borne, or nothing if it is; only then its figures are kept."""
         compilation, engine_forms = self.decided.compilation, self.decided.engine_forms
         build = compilation.workshop.build(forms, engine_forms)
+        figures: dict[str, float] = {}
         if compilation.judge is not None:
             quality = compilation.judge(compilation.workshop.computable(build))
             if not compilation.decider.holds(quality):
                 return f"on integers this graph misses its accuracy bound: {quality.worst:.1f} dB"
-            self.decided.figures["sqnr_db"] = round(quality.worst, 2)
+            figures["sqnr_db"] = round(quality.worst, 2)
         feed = compilation.decider.timing_feed
         if feed is None:
+            self.decided.figures |= figures
             return ""
         stopwatch = compilation.options.stopwatch or EngineStopwatch(
             compilation.engine, feed, compilation.engine_options
@@ -279,5 +281,5 @@ class _Offer:
         if kept < KEPT_SPEED:
             return f"on integers this graph runs at {kept:.2f}x of the speed that it has with its own choice"
         compilation.decider.speedup = ratio
-        self.decided.figures["speedup"] = round(ratio[0], 3)
+        self.decided.figures |= {**figures, "speedup": round(ratio[0], 3)}
         return ""

@@ -84,10 +84,11 @@ def compile(
         QCompilerError: bad input, with what to do about it.
     """
     options = Options(
-        target, recipe, calibration, overrides, budget, metric, evaluation, shapes, decisions, dump, threads, guard,
-        emit, min_sqnr, random_calibration, progress, opset, synthetic_calibration=synthetic_calibration,
-        sources=sources or SourceOptions(), calibration_memory=calibration_memory, executor=executor,
-        scheduler=scheduler,
+        target=target, recipe=recipe, calibration=calibration, overrides=overrides, budget=budget, metric=metric,
+        evaluation=evaluation, shapes=shapes, decisions=decisions, dump=dump, threads=threads, guard=guard, emit=emit,
+        min_sqnr=min_sqnr, random_calibration=random_calibration, progress=progress, opset=opset,
+        synthetic_calibration=synthetic_calibration, sources=sources or SourceOptions(),
+        calibration_memory=calibration_memory, executor=executor, scheduler=scheduler,
     )  # fmt: skip
     return compile_model(model, options)
 
@@ -124,7 +125,10 @@ def compile_together(
     What is said of one graph is given by its name: ``calibration={"decoder": feeds}``. The other arguments are as for
     `compile`, and hold for all graphs. Guards hold for every graph by itself: none is slower than its float model or
     below its accuracy bound. A graph that could not bear a shared weight as the others have it stores it in a form of
-    its own; ``report.deviations`` has the reasons and the bytes. Weights that several graphs have are never smoothed.
+    its own; ``report.deviations`` has the reasons and the bytes. Weights that several graphs have are not smoothed.
+
+    For the target ``cpu`` each graph is compiled by itself, for the engine that is fastest for it: its weights may be
+    smoothed and take forms of their own, and only those that come out equal are stored once.
 
     Args:
         models: the graphs by name; they are not modified.
@@ -176,9 +180,10 @@ def compile_together(
         score = option_of(metric, name) if judged is not None or not evaluation or isinstance(metric, Mapping) else None
         rows = overrides.get(name) if isinstance(overrides, Mapping) else overrides
         options[name] = Options(
-            target, recipe, data, rows, option_of(budget, name), score, judged,
-            one_of(shapes, name), None, dump, threads, guard, emit, option_of(min_sqnr, name),
-            random_calibration if data is None else 0, progress, opset,
+            target=target, recipe=recipe, calibration=data, overrides=rows, budget=option_of(budget, name),
+            metric=score, evaluation=judged, shapes=one_of(shapes, name), dump=dump, threads=threads, guard=guard,
+            emit=emit, min_sqnr=option_of(min_sqnr, name),
+            random_calibration=random_calibration if data is None else 0, progress=progress, opset=opset,
             synthetic_calibration=synthetic_calibration if data is None else 0, sources=sources or SourceOptions(),
             calibration_memory=calibration_memory, executor=executor, scheduler=scheduler,
         )  # fmt: skip

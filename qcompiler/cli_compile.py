@@ -38,13 +38,12 @@ from qcompiler.cli_options import (
 )
 from qcompiler.cli_progress import progress_lines
 from qcompiler.cli_show import show_report, stdout_console
-from qcompiler.cli_together import Request, compile_several, only, plain_json
+from qcompiler.cli_together import Request, compile_several, only
 from qcompiler.errors import CalibrationError, PassError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qcompiler.backends.backend import Written
     from qcompiler.calibration.source_options import SourceOptions
     from qcompiler.compiled import CompiledModel
 
@@ -83,7 +82,7 @@ def compile_command(
     link: Links = None,
     save_as: Annotated[
         SavedAs | None,
-        typer.Option(help="Of several models: kind of the files; ONNX with one weights file is usual."),
+        typer.Option(help="Of several models: kind of the files; ONNX with one weights file, or what the target runs."),
     ] = None,
     min_sqnr: Annotated[float | None, typer.Option(metavar="DB", help="Least SQNR of every output in dB.")] = None,
     decisions: Annotated[
@@ -136,7 +135,7 @@ def compile_command(
     if len(models) > 1:
         if locked is not None:
             raise PassError("a lock is of one graph: give --decisions FILE for several models")
-        compile_several(models, output, request, link or (), "onnx" if save_as is None else save_as.value)
+        compile_several(models, output, request, link or (), None if save_as is None else save_as.value)
         return
     if link:
         raise CalibrationError("--link joins several models; give them all")
@@ -167,6 +166,7 @@ def _compile_one(model: Path, output: Path, request: Request, locked: Path | Non
     lengths = parse_shape_ranges(request.shapes)
 
     from qcompiler.api import compile as compile_api
+    from qcompiler.results import write_results
 
     with progress_lines(request.quiet) as progress:
         if locked is not None:
@@ -207,24 +207,3 @@ def _locked(
         recipe=recipe, calibration=calibration, overrides=override, dump=dump, sources=sources, progress=progress
     )
     return compile_locked(str(model), read_lock(lock), given)
-
-
-def report_json(compiled: CompiledModel) -> str:
-    """Return the report as JSON text; figures that JSON has no number for (an infinite error) become null."""
-    return plain_json(compiled.report.to_dict())
-
-
-def write_results(compiled: CompiledModel, output: Path, report: Path | None = None) -> Written:
-    """Write the model, its decisions record and the report: all of them or, on an error, none.
-
-    Raises:
-        QCompilerError: a file cannot be written.
-    """
-    from qcompiler.backends.backend import Written
-    from qcompiler.compiled import staged_text
-
-    if report is None:
-        return compiled.save(output)
-    with staged_text(report, report_json(compiled)):
-        written = compiled.save(output)
-    return Written((*written.files, report), written.note)

@@ -14,7 +14,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.cli_compile import write_results
 from qcompiler.cli_files import check_new_folder
 from qcompiler.cli_options import Quiet, Threads
 from qcompiler.cli_progress import progress_lines
@@ -78,6 +77,7 @@ def _compile(
     """Return the float model's metric and the compiled model, whose files are written."""
     from qcompiler.api import compile as compile_api
     from qcompiler.api import load
+    from qcompiler.results import write_results
 
     reference = load(model.path, threads=threads or 1)
     before = model.metric([reference.run(feed) for feed in model.evaluation])

@@ -83,8 +83,9 @@ def explain_command(
 
         assert model is not None
         options = Options(
-            target, recipe, calibration, override, None, None if metric is None else load_metric(metric), evaluation,
-            parse_shape_ranges(shapes) or None, decisions, None, threads, guard,
+            target=target, recipe=recipe, calibration=calibration, overrides=override,
+            metric=None if metric is None else load_metric(metric), evaluation=evaluation,
+            shapes=parse_shape_ranges(shapes) or None, decisions=decisions, threads=threads, guard=guard,
             random_calibration=random_calibration or 0, synthetic_calibration=synthetic or 0,
             sources=read_source_options(images, tokenizer, data),
         )  # fmt: skip

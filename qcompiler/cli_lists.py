@@ -207,12 +207,12 @@ def _offered_rules() -> tuple[list[OfferedRules], list[PassError]]:
     from qcompiler.passes.rewrite import RewritePass
     from qcompiler.patterns.catalog import load_rules, offered_rules
     from qcompiler.pipeline.parse import near
-    from qcompiler.plugins import RULES, PluginError, offers
+    from qcompiler.plugins import RULES, PluginError, offers, unreadable
 
     registry = shipped_passes().with_entry_points()
     takes = {cls.name() for cls in registry if issubclass(cls, RewritePass)} | {"canonicalize"}
     found: list[OfferedRules] = []
-    errors: list[PassError] = []
+    errors: list[PassError] = [*unreadable()]
     for offer in offers(RULES):
         try:
             if offer.name not in takes:

@@ -77,10 +77,11 @@ def lock_command(
     written = {"lock": output, "compiled model": compiled, "decisions record": record if record != decisions else None}
     check_outputs(written, {"model": model, "override file": override})
     options = Options(
-        target, recipe, calibration, override, budget, None if metric is None else load_metric(metric), evaluation,
-        parse_shape_ranges(shapes) or None, decisions, None, threads, guard, "auto" if emit is None else emit.value,
-        random_calibration=random_calibration or 0, opset=opset, synthetic_calibration=synthetic or 0,
-        sources=read_source_options(images, tokenizer, data),
+        target=target, recipe=recipe, calibration=calibration, overrides=override, budget=budget,
+        metric=None if metric is None else load_metric(metric), evaluation=evaluation,
+        shapes=parse_shape_ranges(shapes) or None, decisions=decisions, threads=threads, guard=guard,
+        emit="auto" if emit is None else emit.value, random_calibration=random_calibration or 0, opset=opset,
+        synthetic_calibration=synthetic or 0, sources=read_source_options(images, tokenizer, data),
     )  # fmt: skip
     with progress_lines(quiet) as progress:
         made = compile_model(str(model), replace(options, progress=progress))

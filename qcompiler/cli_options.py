@@ -80,6 +80,7 @@ class SavedAs(StrEnum):
     ONNX = "onnx"
     XML = "xml"
     PLAN = "plan"
+    QC = "qc"
 
 
 _SHAPE = re.compile(r"\s*(?P<name>.+?):(?P<dims>(?:-1|\d+)(?:x(?:-1|\d+))*)\s*")

@@ -64,7 +64,9 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows = [("target", f"{context.get('target', '')}, recipe {context.get('recipe', '')}, {context.get('engine', '')}")]
     rows.append(("speed", _speed(report)))
     rows.append(("size", size_text(report.bytes_before, report.bytes_after)))
-    rows.append(("integers", f"{report.integer_share:.1%} of the multiply-adds"))
+    unproven = report.proof.planned and not report.proof.fused and not report.proof.missed
+    share = "not proven" if unproven else f"{report.integer_share:.1%} of the multiply-adds"
+    rows.append(("integers", share))
     rows += _accuracy(report)
     proof = report.proof
     rows.append(("fusions", _fusions(proof)))
@@ -86,7 +88,9 @@ def _speed(report: Report) -> str:
         return "not measured"
     median = "" if report.speedup_median is None else f", {report.speedup_median:.2f}x by median"
     threads = report.context.get("threads", "1")
-    return f"{report.speedup:.2f}x of the model as given (best of interleaved runs{median}; threads {threads})"
+    shapes = report.context.get("timed", "")
+    on = f" on {shapes}" if shapes else ""
+    return f"{report.speedup:.2f}x of the model as given{on} (best of interleaved runs{median}; threads {threads})"
 
 
 def size_text(before: int, after: int) -> str:
@@ -138,8 +142,10 @@ def float_reasons(groups: Sequence[GroupReport]) -> list[tuple[str, int, str]]:
         if group.form == "float":
             found[_NUMBER.sub("N", group.why.removeprefix("float: "))].append(group)
     rows = []
-    for key, members in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
-        reason = members[0].why.removeprefix("float: ") if len(members) == 1 else key
+    for _, members in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+        reason = members[0].why.removeprefix("float: ")
+        if len({m.why for m in members}) > 1:
+            reason += "; the others likewise"
         names = ", ".join(m.group for m in members[:3]) + (", ..." if len(members) > 3 else "")
         rows.append((reason, len(members), names))
     return rows

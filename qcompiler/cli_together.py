@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -82,14 +80,24 @@ def graph_names(models: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def compile_several(models: Sequence[Path], output: Path, request: Request, links: Sequence[str], files: str) -> None:
+def compile_several(
+    models: Sequence[Path], output: Path, request: Request, links: Sequence[str], files: str | None
+) -> None:
     """Compile several models into a folder, and show what came of it.
+
+    Args:
+        models: the files.
+        output: the folder.
+        request: the options.
+        links: of ``--link``.
+        files: kind of the files; None is the target's usual one.
 
     Raises:
         QCompilerError: bad input.
     """
     from qcompiler.compiled import staged_text
     from qcompiler.links import parse_link
+    from qcompiler.results import plain_json
 
     named = graph_names(models)
     _check_places(named, output, request)
@@ -112,10 +120,10 @@ def compile_several(models: Sequence[Path], output: Path, request: Request, link
         for warning in _warnings(compiled):
             print(f"warning: {warning}", file=sys.stderr)
     else:
-        console = stdout_console()
+        console, kind = stdout_console(), compiled.files(files)
         for name, one in compiled.items():
-            show_report(one.report, console, f"{named[name]} -> {output / name}.{files}", ())
-        show_set(compiled.report, console, files == "onnx")
+            show_report(one.report, console, f"{named[name]} -> {output / name}.{kind}", ())
+        show_set(compiled.report, console, kind == "onnx")
         extra = (*([request.report] if request.report else []), *([request.dump] if request.dump else []))
         for path in (*written.files, *extra):
             console.print(Text(f"wrote {path}"), soft_wrap=True)
@@ -137,18 +145,25 @@ def _check_places(named: Mapping[str, Path], output: Path, request: Request) -> 
     check_new_folder(request.dump, "the dump")
 
 
-def _check_files(files: str, request: Request) -> None:
-    """Refuse an engine's own files for another engine, before the long work."""
+def _check_files(files: str | None, request: Request) -> None:
+    """Refuse a kind of files that the target's engine does not have, before the long work."""
     from qcompiler.backends.backend import OWN_SUFFIXES
+    from qcompiler.backends.catalog import open_backend
     from qcompiler.best_engine import CPU
     from qcompiler.options import Options, settle
 
-    owner = OWN_SUFFIXES.get(f".{files}")
-    if owner is None or request.target == CPU:
+    if files is None:
         return
-    target = settle(Options(request.target, request.recipe)).target
-    if target.engine != owner:
-        raise TargetError(f"--save-as {files} is for {owner}, but the target is {target.name}; give --target {owner}")
+    name: str = CPU
+    kinds: tuple[str, ...] = ("onnx", "xml")
+    if request.target != CPU:
+        target = settle(Options(target=request.target, recipe=request.recipe)).target
+        name, kinds = target.name, open_backend(target).files
+    if files in kinds:
+        return
+    if (owner := OWN_SUFFIXES.get(f".{files}")) is not None:
+        raise TargetError(f"--save-as {files} is for {owner}, but the target is {name}; give --target {owner}")
+    raise TargetError(f"--save-as {files} does not fit the target {name}, which is written as {' or '.join(kinds)}")
 
 
 @dataclass(frozen=True)
@@ -245,16 +260,3 @@ def show_set(report: SetReport, console: Console, once: bool = True) -> None:
         console.print(Text(f"  differs {more} more; --report FILE.json lists all"))
     for warning in report.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
-
-
-def plain_json(data: Any) -> str:
-    """Return data as JSON text; figures that JSON has no number for (an infinite error) become null."""
-    return json.dumps(_plain(data), indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _plain(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -293,6 +293,14 @@ class Compilation:
             **({"plugins": plugins} if (plugins := plugins_text()) else {}),
         }
 
+    def _timed(self) -> dict[str, str]:
+        """Return the shapes that were timed: what another batch or length gains may differ."""
+        feed = self.decider.timing_feed
+        if feed is None or self.decider.speedup is None:
+            return {}
+        shapes = [f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in list(feed.items())[:3]]
+        return {"timed": ", ".join(shapes) + (", ..." if len(feed) > 3 else "")}
+
     def _report(self, build: Build, proof: Proof) -> Report:
         return Report(
             proof=proof,
@@ -306,7 +314,7 @@ class Compilation:
             groups=tuple(self._group_reports(build)),
             forms_tried=self.decider.tried,
             warnings=(*self.data.warnings, *self.warnings),
-            context=self._context(),
+            context={**self._context(), **self._timed()},
             returned=tuple(
                 {
                     "groups": list(s.groups),

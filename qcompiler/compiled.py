@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from qcompiler.errors import PassError
 from qcompiler.ir.serialize import to_bytes
 from qcompiler.pipeline.state import Remark
 from qcompiler.report.report import Report
+from qcompiler.staging import Staging
 from qcompiler.targets.target import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompiledModel:
     """The result of a compilation.
 
@@ -44,6 +44,11 @@ class CompiledModel:
     target: Target
     profiles: Mapping[str, ShapeRange] = field(default_factory=dict)
     samples: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        proof, speed = self.report.proof, self.report.speedup
+        measured = "" if speed is None else f", {speed:.2f}x of float"
+        return f"<CompiledModel for {self.target.name}: {len(proof.fused)} of {proof.planned} fusions{measured}>"
 
     @property
     def engine(self) -> str:
@@ -96,19 +101,13 @@ def staged_text(path: Path, text: str) -> Iterator[None]:
     Raises:
         PassError: the path cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.is_dir():
-            raise PassError(f"cannot write {path}: it is a folder")
+    with Staging() as staging:
         try:
-            temporary.write_text(text, encoding="utf-8")
+            staging.stage_file(path).write_text(text, encoding="utf-8")
         except OSError as error:
             raise PassError(f"cannot write {path}: {error.strerror or error}") from error
         yield
         try:
-            temporary.replace(path)
+            staging.commit()
         except OSError as error:
             raise PassError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,15 +11,16 @@ from typing import Any
 
 from qcompiler.backends.backend import Written
 from qcompiler.backends.catalog import open_backend
-from qcompiler.compiled import CompiledModel, staged_text
+from qcompiler.compiled import CompiledModel
 from qcompiler.decisions import SetDecisions
-from qcompiler.errors import ModelError, TargetError
+from qcompiler.errors import ModelError, QCompilerError, TargetError
 from qcompiler.report.report import Report
-from qcompiler.weights_file import WeightsFile, lay_out, write_together
+from qcompiler.staging import Staging
+from qcompiler.weights_file import WeightsFile, lay_out, open_folder, write_together
 
 DECISIONS = "decisions.json"
 """Name of the decisions record in the folder of a set."""
-FILES = ("onnx", "xml", "plan")
+FILES = ("onnx", "xml", "plan", "qc")
 """Kinds of files that a set is written as."""
 
 
@@ -170,17 +172,40 @@ class CompiledSet(Mapping[str, CompiledModel]):
             self.warnings,
         )
 
-    def save(self, folder: str | Path, *, files: str = "onnx") -> Written:
+    def files(self, wanted: str | None = None) -> str:
+        """Return the kind of files that the set is written as.
+
+        Args:
+            wanted: a kind of file; None is the usual one of the engine that the graphs were compiled for.
+
+        Raises:
+            TargetError: there is no such kind, or it is not one of a graph's engine.
+        """
+        if wanted is not None and wanted not in FILES:
+            raise TargetError(f"files is {wanted!r}; expected one of {', '.join(FILES)}")
+        kinds = {name: open_backend(compiled.target).files for name, compiled in self.models.items()}
+        usual = next(iter(kinds.values()))[0]
+        found = usual if wanted is None else wanted
+        for name, known in kinds.items():
+            if found not in known:
+                target = self.models[name].target.name
+                raise TargetError(
+                    f"files is {found!r}, but {name} was compiled for {target}, which is written as "
+                    f"{' or '.join(known)}; give files={known[0]!r} (--save-as {known[0]}), or another target"
+                )
+        return found
+
+    def save(self, folder: str | Path, *, files: str | None = None) -> Written:
         """Write all graphs into a folder: NAME.onnx each, one weights file, and the record ``decisions.json``.
 
-        Nothing is half-written: files get their names when all are complete. The weights file is named by a digest of
-        its contents, so an older build in the folder stays usable until it is replaced; then its weights file is
-        removed, unless another model in the folder refers to it.
+        Nothing is half-written: files get their names when all are complete, and on any error what was in the folder
+        stays. The weights file is named by a digest of its contents, so an older build in the folder stays usable until
+        it is replaced; then its weights file is removed, unless another model in the folder refers to it.
 
         Args:
             folder: is made if its parent is there.
-            files: ``onnx``, or ``xml`` (OpenVINO) or ``plan`` (TensorRT): an engine's own files, each with its own
-                weights.
+            files: ``onnx``, or ``xml`` (OpenVINO), ``plan`` (TensorRT) or ``qc`` (Triton kernels): an engine's own
+                files, each with its own weights. By default ``qc`` for Triton targets, else ``onnx``.
 
         Returns:
             The files, and what is left to do, if anything.
@@ -189,38 +214,39 @@ class CompiledSet(Mapping[str, CompiledModel]):
             ModelError: the folder cannot be written to.
             TargetError: the kind of file is of another engine than the models were compiled for.
         """
-        path = Path(folder)
-        if files not in FILES:
-            raise TargetError(f"files is {files!r}; expected one of {', '.join(FILES)}")
+        path, kind = Path(folder), self.files(files)
         record = self.decisions.to_json()
-        if files == "onnx":
+        if kind == "onnx":
             return Written(write_together(path, self.layout, {DECISIONS: record}))
-        return self._save_engines(path, files, record)
+        return self._save_engines(path, kind, record)
 
-    def _save_engines(self, path: Path, files: str, record: str) -> Written:
-        """Write each graph in its engine's own form; what this run made is removed again if one fails."""
-        if path.exists() and not path.is_dir():
-            raise ModelError(f"cannot write to {path}: it is a file; several graphs go into a folder")
-        made = not path.exists()
-        try:
-            path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise ModelError(f"cannot write to {path}: {error.strerror or error}") from error
-        before = set(path.iterdir())
+    def _save_engines(self, path: Path, kind: str, record: str) -> Written:
+        """Write each graph in its engine's own form into a folder beside the places, then move all of them there."""
+        notes = [f"weights are stored once only in ONNX files: each .{kind} has its own"]
         written: list[Path] = []
-        notes = [f"weights are stored once only in ONNX files: each .{files} file has its own"]
-        try:
-            with staged_text(path / DECISIONS, record):
+        with Staging() as staging:
+            open_folder(staging, path)
+            try:
+                scratch = staging.scratch(path)
+                inside = f"{scratch.name}{os.sep}"
                 for name, compiled in self.models.items():
-                    backend = open_backend(compiled.target, compiled.profiles, compiled.samples)
-                    done = backend.save(compiled.model, path / f"{name}.{files}")
-                    written += done.files
+                    done = _save_one(compiled, scratch / f"{name}.{kind}", inside)
                     notes += [f"{name}: {done.note}"] if done.note else []
-        except BaseException:
-            for file in written:
-                if file not in before:
-                    file.unlink(missing_ok=True)
-            if made:
-                path.rmdir()
-            raise
+                # All that is there, not what the engines list: a large model has its weights beside it.
+                for made in sorted(scratch.iterdir()):
+                    staging.move(made, path / made.name)
+                    written.append(path / made.name)
+                staging.stage_file(path / DECISIONS).write_text(record, encoding="utf-8")
+                staging.commit()
+            except OSError as error:
+                raise ModelError(f"cannot write to {path}: {error.strerror or error}") from error
         return Written((*written, path / DECISIONS), "\n".join(notes))
+
+
+def _save_one(compiled: CompiledModel, path: Path, inside: str) -> Written:
+    """Write one graph in its engine's own form; texts do not name the folder that it lies in for now."""
+    try:
+        done = open_backend(compiled.target, compiled.profiles, compiled.samples).save(compiled.model, path)
+    except QCompilerError as error:
+        raise type(error)(str(error).replace(inside, "")) from error
+    return Written(done.files, done.note.replace(inside, ""))

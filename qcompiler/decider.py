@@ -32,6 +32,10 @@ Measure = Callable[..., Quality]
 """Builds and measures a choice of forms, under engine forms."""
 
 
+_UNSTEADY = 1.25
+"""By how much the ratios of minima and of medians may differ before a user is warned."""
+
+
 @dataclass
 class Decider:
     """Choose forms; what it chose, and why, is in its attributes afterwards.
@@ -394,4 +398,9 @@ class Decider:
                 # Not even the cleaned float graph is measured faster: hand the model back as it came.
                 engine_forms, ratio = {AS_GIVEN: "keep"}, (1.0, 1.0)
         self.speedup = ratio
+        if max(ratio) > _UNSTEADY * min(ratio):
+            self.warnings.append(
+                f"timing was unsteady: {ratio[0]:.2f}x by minimum, {ratio[1]:.2f}x by median; something else kept the "
+                "machine busy, so forms may be ill chosen: compile again when it is idle"
+            )
         return forms, engine_forms

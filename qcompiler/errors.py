@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 
+def innermost(error: BaseException) -> BaseException:
+    """Return the error that began a chain of causes: the outer ones only say what was attempted."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's innermost cause, or that one's type where it says nothing."""
+    cause = innermost(error)
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
 class QCompilerError(Exception):
     """Base of every error that a user can mend; the command line prints it as one line and exits with 2."""
 

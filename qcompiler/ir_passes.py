@@ -13,7 +13,8 @@ Passes that quantize hand what they know from one to the next in ``model.graph.m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PreconditionError
 from qcompiler.borrowing import Fingerprint, Loan, put_origins_aside, tag_origins
 from qcompiler.errors import CalibrationError, PassError
 from qcompiler.ir.constants import lift_constants
-from qcompiler.ir.graph import all_nodes, is_op
+from qcompiler.ir.graph import all_graphs, all_nodes, is_op
 from qcompiler.ir.importer import OWN_DOMAIN, import_model
 from qcompiler.ir.naming import make_names_unique
 from qcompiler.ir.phase import Phase
@@ -33,14 +34,15 @@ from qcompiler.passes.infer_shapes import InferShapes
 from qcompiler.passes.plan_quantization import PlanQuantization
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.from_ir import FromIrPass, from_ir_pass
-from qcompiler.pipeline.parse import print_pass
+from qcompiler.pipeline.parse import near, print_pass
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.registry import needed_phases
 from qcompiler.pipeline.state import CompileState, Remark
-from qcompiler.quant.plan import Form
+from qcompiler.quant.plan import FORMS, Form
 from qcompiler.quant.spec import RangeSource
-from qcompiler.recipe_forms import recipe_forms
+from qcompiler.recipe_forms import check_forms, recipe_forms
 from qcompiler.recipes.recipe import Recipe, load_recipe
+from qcompiler.targets.groups import find_groups
 from qcompiler.targets.host import detect, host_target_name
 from qcompiler.targets.target import Target, load_target
 
@@ -68,8 +70,9 @@ def ir_pass(
 
     A float pass that finds nothing to do leaves the model untouched to the last name. One that does something leaves
     alone what it does not change; the model's operator set is raised only where something in it needs that. A pass
-    that quantizes brings the model into the imported form first (one operator set, no local functions, no Constant
-    nodes) and hands on what it knows to the next; what is given to one pass holds for those behind it.
+    that takes part in quantization, finds something to do, or is given something, brings the model into the imported
+    form first (one operator set, no local functions, no Constant nodes) and hands on what it knows to the next; what is
+    given to one pass holds for those behind it. A pass that raises leaves the model as it was.
 
     Args:
         step: a pass with its options, as in a pipeline (``"canonicalize{rounds=1}"``), or a pass.
@@ -81,7 +84,7 @@ def ir_pass(
         phase: the phase that the model is in, where it does not follow from the passes in front or from the model.
 
     Raises:
-        PassError: the pass or the recipe is unknown, or the text names several passes.
+        PassError: the pass, the recipe or a form is unknown, or the text names several passes.
         TargetError: the target is unknown.
         CalibrationError: the statistics cannot be read.
     """
@@ -90,6 +93,9 @@ def ir_pass(
         if len(parsed) != 1:
             raise PassError(f"expected one pass, found {len(parsed)} in {step!r}; join them with onnx_ir's Sequential")
         step = parsed[0]
+    for group, form in (forms or {}).items():
+        if form not in FORMS:
+            raise PassError(f"unknown form {form!r} of the group {group!r}{near(str(form), FORMS)}")
     known_recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     table = load_target(target) if isinstance(target, str) and target != "host" else target
     host = load_target(host_target_name(detect())[0]) if target == "host" else None
@@ -139,10 +145,15 @@ class _Given:
     smoothing: dict[str, tuple[float, ...]] = field(default_factory=dict)
     phase: Phase | None = None
 
+    def __bool__(self) -> bool:
+        """Return whether anything is given."""
+        return self != _Given()
+
     def state(self, model: ir.Model, carried: CompileState | None) -> CompileState:
         """Return the state for a pass: what was carried, and over it what is given."""
         if carried is not None:
             state = carried
+            state.model = model
         else:
             state = CompileState(model, self.target or load_target(host_target_name(detect())[0]))
         table = self.target or state.target
@@ -238,19 +249,25 @@ class IrPass(InPlacePass):
         return PassResult(model, Fingerprint.of(model) != given)
 
     def _run_on_ours(self, model: ir.Model, carried: CompileState | None, phase: Phase) -> bool:
-        """Run the pass on a model in the imported form, brought into it if need be; return whether it changed."""
+        """Run the pass on a model in the imported form, brought into it if need be; return whether it changed.
+
+        The pass works on a copy, so that one that raises leaves no half of its work behind.
+        """
         given = Fingerprint.of(model)
-        if carried is None:
-            _become(model, import_model(model))
-        tag_origins(model)
-        # Another package's pass may have been at work since.
-        lift_constants(model)
-        make_names_unique(model)
-        state = self._state(model, carried, phase)
-        self._run(state)
-        if state.model is not model:
-            _become(model, state.model)
-            state.model = model
+        with _tensor_names(model):
+            ours = import_model(model) if carried is None else model.clone()
+            tag_origins(ours)
+            # Another package's pass may have been at work since.
+            lift_constants(ours)
+            make_names_unique(ours)
+            state = self._state(ours, carried, phase)
+            first = carried is None and not self._given
+            before = (Fingerprint.of(ours), _notes(state)) if first else None
+            self._run(state)
+        if first and (Fingerprint.of(state.model), _notes(state)) == before:
+            return False  # nothing was found, and nothing is handed on
+        _become(model, state.model)
+        state.model = model
         put_origins_aside(model)
         model.graph.meta[STATE] = state
         return Fingerprint.of(model) != given
@@ -263,11 +280,31 @@ class IrPass(InPlacePass):
     def _run(self, state: CompileState) -> None:
         step, told = self.step, len(state.remarks)
         recipe = self._given.recipe
+        if isinstance(step, PlanQuantization):
+            check_forms(state.forms, find_groups(state.model, state.target))
         if recipe is not None and isinstance(step, PlanQuantization):
             state.forms, state.estimators = recipe_forms(recipe, state)
             step = replace(step, estimator=recipe.estimator)
         Pipeline((step,)).run(state)
         self.remarks = tuple(state.remarks[told:])
+
+
+def _notes(state: CompileState) -> tuple[object, ...]:
+    """Return what a pass may note for others besides what it does to the graph."""
+    return state.phase, state.half, dict(state.imported), dict(state.forms), dict(state.estimators)
+
+
+@contextmanager
+def _tensor_names(model: ir.Model) -> Iterator[None]:
+    """Give tensors their names back if something fails: a copy has the same ones, and renames them with its values."""
+    tensors = [t for g in all_graphs(model) for v in g.initializers.values() if (t := v.const_value) is not None]
+    names = [t.name for t in tensors]
+    try:
+        yield
+    except BaseException:
+        for tensor, name in zip(tensors, names, strict=True):
+            tensor.name = name
+        raise
 
 
 def _become(model: ir.Model, other: ir.Model) -> None:

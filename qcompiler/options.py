@@ -28,7 +28,7 @@ Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]] | Sta
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """Everything about a compilation but the model; see `compile`."""
 

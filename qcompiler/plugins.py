@@ -15,10 +15,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata, resources
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,7 @@ GROUPS = (PASSES, RULES, TARGETS, RECIPES)
 
 PLUGINS = "QCOMPILER_PLUGINS"
 """Environment variable: the distributions whose offers are used, joined by commas; ``none`` for none, unset for all."""
+NONE = "none"
 
 
 class PluginError(PassError):
@@ -92,42 +94,144 @@ class Offer:
         """Return the error that says what is wrong with the offer, and how to go on without it."""
         return PluginError(
             f"entry point {self.name} of {self.source} ({self.group} = {self.value}) {reason}; mend, update or "
-            f"uninstall {self.owner}, or go on without other packages: {PLUGINS}=none"
+            f"uninstall {self.owner}, or go on without other packages: {PLUGINS}={NONE}"
         )
 
 
 def offers(group: str) -> tuple[Offer, ...]:
-    """Return what installed packages offer in a group, by name and owner; only metadata is read."""
-    return _scan(group, _search_path(), os.environ.get(PLUGINS, ""))
+    """Return what installed packages offer in a group, by name and owner; only metadata is read.
+
+    Packages whose entry points cannot be read are left out; `unreadable` names them.
+
+    Raises:
+        PluginError: the environment variable names a distribution that is not installed, or that cannot be read.
+    """
+    wanted = os.environ.get(PLUGINS, "")
+    if wanted.strip().lower() == NONE:
+        return ()
+    return _scan(group, wanted, *_installed_now())
 
 
-def _search_path() -> tuple[tuple[str, int], ...]:
-    """Return the folders that packages are found in, each with the time of its last change."""
+def unreadable() -> tuple[PluginError, ...]:
+    """Return an error for every installed distribution, of those in use, whose entry points cannot be read."""
+    used = _used(os.environ.get(PLUGINS, ""))
+    if used == {NONE}:
+        return ()
+    broken = _installed(*_installed_now()).broken
+    return tuple(_unreadable(owner, why) for owner, why in broken.items() if not used or _normal(owner) in used)
+
+
+def _unreadable(owner: str, reason: str) -> PluginError:
+    return PluginError(
+        f"the entry points of {owner} cannot be read: {reason}; mend, update or uninstall {owner}, or go on without "
+        f"other packages: {PLUGINS}={NONE}"
+    )
+
+
+Times = tuple[tuple[str, int], ...]
+"""Paths, each with the time of its last change in ns."""
+
+
+def _installed_now() -> tuple[Times, Times]:
+    """Return what tells whether anything was installed, removed or edited: folders that are searched, and metadata."""
+    folders = _times(entry or os.curdir for entry in sys.path)
+    return folders, _times(_records(folders))
+
+
+def _times(paths: Iterable[str]) -> Times:
     found = []
-    for entry in sys.path:
+    for path in paths:
         try:
-            found.append((entry, os.stat(entry or os.curdir).st_mtime_ns))
+            found.append((path, os.stat(path).st_mtime_ns))
         except OSError:
             continue
     return tuple(found)
 
 
+@lru_cache(maxsize=16)
+def _records(folders: Times) -> tuple[str, ...]:
+    """Return the entry points of every installed distribution, or the metadata's folder where it has none.
+
+    A file that is written into changes its own time only, one that is made or replaced the folder's.
+    """
+    found = []
+    for folder, _ in folders:
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue  # a zip file, or one that may not be read
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                points = os.path.join(folder, name, "entry_points.txt")
+                found.append(points if os.path.exists(points) else os.path.dirname(points))
+    return tuple(found)
+
+
 @lru_cache(maxsize=64)
-def _scan(group: str, path: tuple[tuple[str, int], ...], wanted: str) -> tuple[Offer, ...]:
-    """Read the metadata once for each search path: rules are asked for at every pass of every round."""
-    used = {_normal(name) for name in wanted.split(",") if name.strip()}
-    found = [o for o in _installed(path) if o.group == group and (not used or _normal(o.owner) in used)]
+def _scan(group: str, wanted: str, folders: Times, records: Times) -> tuple[Offer, ...]:
+    """Read the metadata once for each state of the search path: rules are asked for at every pass of every round."""
+    used, there = _used(wanted), _installed(folders, records)
+    for name in sorted(used - there.names):
+        known = ", ".join(sorted({o.owner for o in there.offers})) or "nothing"
+        raise PluginError(f"{PLUGINS} names {name!r}, which is not installed; installed and of use: {known}")
+    for owner, why in there.broken.items():
+        if _normal(owner) in used:
+            raise _unreadable(owner, why)
+    found = [o for o in there.offers if o.group == group and (not used or _normal(o.owner) in used)]
     return tuple(sorted(dict.fromkeys(found), key=lambda o: (o.name, _normal(o.owner))))
 
 
+@dataclass(frozen=True)
+class _Installed:
+    """What is installed: offers, all distributions' names as `_normal` writes them, and why some cannot be read."""
+
+    offers: tuple[Offer, ...]
+    names: frozenset[str]
+    broken: Mapping[str, str]
+
+
 @lru_cache(maxsize=16)
-def _installed(path: tuple[tuple[str, int], ...]) -> tuple[Offer, ...]:
-    """Read the metadata of everything on the search path, which is only the cache's key."""
-    found = []
-    for point in (p for group in GROUPS for p in metadata.entry_points(group=group)):
-        owner, version = ("an unknown package", "") if point.dist is None else (point.dist.name, point.dist.version)
-        found.append(Offer(point.group, point.name, point.value, owner, version))
-    return tuple(found)
+def _installed(folders: Times, records: Times) -> _Installed:
+    """Read the metadata of everything on the search path; the arguments are only the cache's key."""
+    found: list[Offer] = []
+    names: set[str] = set()
+    broken: dict[str, str] = {}
+    for dist in metadata.distributions():
+        name, version = _folder_name(dist)
+        if _normal(name) in names:
+            continue  # what comes first on the search path is what is imported
+        names.add(_normal(name))
+        try:
+            points = [p for p in dist.entry_points if p.group in GROUPS]
+        except Exception as error:  # whatever another package's installer has written
+            broken[name] = f"{type(error).__name__}: {error}"
+            continue
+        if points:
+            name, version = _told_name(dist, name, version)
+            names.add(_normal(name))
+            found += [Offer(p.group, p.name, p.value, name, version) for p in points]
+    return _Installed(tuple(found), frozenset(names), broken)
+
+
+def _folder_name(dist: metadata.Distribution) -> tuple[str, str]:
+    """Return (name, version) as the metadata's folder says them; reading the metadata of hundreds would take long."""
+    path = getattr(dist, "_path", None)
+    if path is None:
+        return _told_name(dist, "an unknown package", "")
+    name, _, rest = Path(str(path)).name.rpartition(".")[0].partition("-")
+    return name or "an unknown package", rest.partition("-")[0]
+
+
+def _told_name(dist: metadata.Distribution, name: str, version: str) -> tuple[str, str]:
+    """Return (name, version) as the metadata says them, or those given where it does not."""
+    try:
+        return str(dist.metadata["Name"] or name), str(dist.metadata["Version"] or version)
+    except Exception:  # no such file, or one that cannot be read: the kinds of errors differ by Python's version
+        return name, version
+
+
+def _used(wanted: str) -> set[str]:
+    return {_normal(name) for name in wanted.split(",") if name.strip()}
 
 
 def _normal(name: str) -> str:
@@ -153,11 +257,11 @@ def taken(offer: Offer, by: str) -> PluginError:
 
 
 def conflicts(group: str, shipped: Collection[str]) -> tuple[PluginError, ...]:
-    """Return an error for every offer whose name qcompiler itself or another package has already.
+    """Return an error for every offer whose name is taken, and for every package that cannot be read.
 
     What qcompiler ships keeps its name: such an offer is never used.
     """
-    found: list[PluginError] = []
+    found = list(unreadable())
     seen: dict[str, Offer] = {}
     for offer in offers(group):
         if offer.name in shipped:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from qcompiler.errors import PassError
+from qcompiler.pipeline.parse import near
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import Form
 from qcompiler.recipes.recipe import Recipe
@@ -18,13 +20,30 @@ def recipe_forms(recipe: Recipe, state: CompileState) -> tuple[dict[str, Form], 
     Args:
         recipe: its rules, and what it pins.
         state: the graph, its target and statistics; forms in it win over the recipe's.
+
+    Raises:
+        PassError: a form in the state, or one that the recipe pins, is of no group, or none that the group can have.
     """
     groups = find_groups(state.model, state.target)
+    check_forms(state.forms, groups)
     pinned, estimators = recipe.pinned({g.name: g.legal for g in groups})
-    known = {g.name for g in groups}
-    decided = {**pinned, **{name: form for name, form in state.forms.items() if name in known}}
+    decided = {**pinned, **state.forms}
     forms = propose(groups, recipe_policy(recipe, groups, observed=state.statistics is not None), decided)
     return forms, {**estimators, **state.estimators}
+
+
+def check_forms(forms: Mapping[str, Form], groups: Sequence[Group]) -> None:
+    """Refuse forms of groups that do not exist, and forms that a group cannot have.
+
+    Raises:
+        PassError: names the group, and near names or the forms that it can have.
+    """
+    legal = {g.name: ("float", *g.legal) for g in groups}
+    for name, form in forms.items():
+        if name not in legal:
+            raise PassError(f"a form is given for the group {name!r}, which the model does not have{near(name, legal)}")
+        if form not in legal[name]:
+            raise PassError(f"{name} cannot be {form}; it can be {', '.join(legal[name])}")
 
 
 def recipe_policy(recipe: Recipe, groups: Sequence[Group], *, observed: bool) -> Policy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +23,14 @@ from qcompiler.options import ModelSource, Options
 from qcompiler.quant.plan import QuantPlan
 
 Lengths = Mapping[str, Sequence[int] | ShapeRange]
+
+_FORBIDDEN = frozenset('/\\:<>"|?*=')
+_RESERVED = frozenset(
+    {"con", "prn", "aux", "nul", "conin$", "conout$", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+)
+"""Names of devices on Windows, with any suffix."""
+_LONGEST = 200
+"""Bytes of a name: file systems take 255 with a suffix."""
 
 
 def compile_set(
@@ -92,11 +100,28 @@ def _check_names(models: Mapping[str, ModelSource]) -> None:
     if not models:
         raise ModelError("no model is given; expected at least one")
     for name in models:
-        if not name or os.path.basename(name) != name or name.startswith("."):
-            raise ModelError(f"{name!r} cannot be the name of a graph: files are named after it")
-    folded = [name.casefold() for name in models]
+        if why := _why_no_name(name):
+            raise ModelError(f"{name!r} cannot be the name of a graph: {why}; files are named after it on any system")
+    folded = [unicodedata.normalize("NFC", name).casefold() for name in models]
     if len(set(folded)) < len(folded):
         raise ModelError(f"two graphs have names that differ in case only: {', '.join(models)}")
+
+
+def _why_no_name(name: object) -> str:
+    """Return why a graph cannot have a name, or nothing if it can: it names files, and stands in ``NAME=VALUE``."""
+    if not isinstance(name, str):
+        return f"expected a text, found {type(name).__name__}"
+    if not name:
+        return "it is empty"
+    if found := sorted(_FORBIDDEN & set(name)):
+        return f"it holds {' '.join(found)}"
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+        return "it holds a control character"
+    if name != name.strip() or name[0] == "." or name[-1] == ".":
+        return "it begins or ends with a dot or a space"
+    if name.partition(".")[0].rstrip().casefold() in _RESERVED:
+        return "Windows reserves it for a device"
+    return f"it is longer than {_LONGEST} bytes" if len(name.encode()) > _LONGEST else ""
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ import onnx_ir as ir
 
 from qcompiler.errors import ModelError
 from qcompiler.ir.serialize import EXTERNAL_THRESHOLD, stored_tensors, to_bytes_with
+from qcompiler.staging import Staging
 
 _OWN_NAME = re.compile(r"weights-[0-9a-f]{12}\.bin")
 _ALIGNMENTS = ((1 << 20, 1 << 16), (1 << 16, 1 << 12), (0, 64))
@@ -122,7 +122,7 @@ def lay_out(models: Mapping[str, ir.Model]) -> WeightsFile:
 
 
 def write_together(folder: Path, weights: WeightsFile, texts: Mapping[str, str]) -> tuple[Path, ...]:
-    """Write graphs, their one weights file and some texts into a folder; on failure nothing new is left behind.
+    """Write graphs, their one weights file and some texts into a folder; on failure it is as it was.
 
     The weights file comes first and has a name of its own, so that an older build in the folder stays whole until the
     last of the new files has its name. Then weights files of the replaced models are removed, unless another model in
@@ -136,55 +136,44 @@ def write_together(folder: Path, weights: WeightsFile, texts: Mapping[str, str])
     Raises:
         ModelError: a file cannot be written; the text has the system's reason.
     """
-    made = _make_folder(folder)
-    temporaries: list[tuple[Path, Path]] = []
-    placed: list[Path] = []
-    try:
-        models = {f"{graph}.onnx": weights.model_bytes(graph) for graph in weights.models}
-        if weights.stored:
-            _write(folder / weights.name, weights.chunks(), temporaries)
-        for name, data in (*models.items(), *((n, t.encode()) for n, t in texts.items())):
-            _write(folder / name, iter((data,)), temporaries)
-        replaced = _referred(folder / name for name in models if (folder / name).exists())
-        for temporary, final in temporaries:
-            known = final.exists()
-            os.replace(temporary, final)
-            if not known:
-                placed.append(final)
-    except BaseException as error:
-        for path in (*placed, *(temporary for temporary, _ in temporaries)):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        if made:
-            with suppress(OSError):
-                folder.rmdir()
-        if isinstance(error, OSError):
+    with Staging() as staging:
+        try:
+            open_folder(staging, folder)
+            models = {f"{graph}.onnx": weights.model_bytes(graph) for graph in weights.models}
+            contents = {name: iter((text.encode(),)) for name, text in texts.items()}
+            contents = {name: iter((data,)) for name, data in models.items()} | contents
+            if weights.stored:
+                contents = {weights.name: weights.chunks()} | contents
+            for name, chunks in contents.items():
+                _write(staging, folder / name, chunks)
+            replaced = _referred(folder / name for name in models if (folder / name).exists())
+            staging.commit()
+        except OSError as error:
             raise ModelError(f"cannot write to {folder}: {error.strerror or error}") from error
-        raise
     for name in replaced - _referred(folder.glob("*.onnx")):
         with suppress(OSError):
             (folder / name).unlink()
-    return tuple(final for _, final in temporaries)
+    return tuple(folder / name for name in contents)
 
 
-def _make_folder(folder: Path) -> bool:
-    """Make a folder and return whether it was not there."""
-    if folder.is_dir():
-        return False
+def open_folder(staging: Staging, folder: Path) -> None:
+    """Make the folder of several graphs if it is not there; without a commit it is removed again.
+
+    Raises:
+        ModelError: it cannot be made, or is a file.
+    """
     try:
-        folder.mkdir()
+        staging.make_folder(folder)
     except OSError as error:
         reason = "it is a file" if folder.exists() else error.strerror or str(error)
         raise ModelError(f"cannot write to {folder}: {reason}; several graphs go into a folder") from error
-    return True
 
 
-def _write(final: Path, chunks: Iterator[bytes], temporaries: list[tuple[Path, Path]]) -> None:
-    if final.is_dir():
-        raise ModelError(f"cannot write {final}: it is a folder")
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
-    temporary.unlink(missing_ok=True)
-    temporaries.append((temporary, final))
+def _write(staging: Staging, final: Path, chunks: Iterator[bytes]) -> None:
+    try:
+        temporary = staging.stage_file(final)
+    except OSError as error:
+        raise ModelError(f"cannot write {final}: {error.strerror or error}") from error
     with open(temporary, "xb") as file:
         for chunk in chunks:
             file.write(chunk)

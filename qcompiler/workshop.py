@@ -12,6 +12,7 @@ from qcompiler.backends.backend import Backend
 from qcompiler.backends.onnxruntime import OrtEngine
 from qcompiler.backends.readback import ENGINE_REFUSED, Planned, Proof, planned_fusions
 from qcompiler.engine import Engine, EngineOptions
+from qcompiler.ir.constants import remove_unread_constants
 from qcompiler.ir.phase import Phase
 from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fuse_qdq import FuseQdq
@@ -120,6 +121,7 @@ class Workshop:
         state = self._start(forms, {**self.engine_forms, **(engine_forms or {})})
         watch = _PlannedFusions()
         Pipeline(self.passes()).run(state, (*instruments, watch))
+        remove_unread_constants(state.model)
         made = {name: choice.form for name, choice in state.plan.choices.items()}
         return Build(state, watch.planned, made)
 

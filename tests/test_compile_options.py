@@ -20,6 +20,14 @@ from tests import synthetic
 from tests.families import COVERED, FAMILIES, F, masked, nodes, plain, run, source
 from tests.search.machine import InventedMachine
 
+
+def test_options_are_named() -> None:
+    """A new field between others must not give a caller's arguments another meaning."""
+    with pytest.raises(TypeError, match="positional argument"):
+        Options("ort-x86")  # type: ignore[misc]
+    assert Options(target="ort-x86").target == "ort-x86"
+
+
 # ---- data ----------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ OUTSIDE = {
     "benchmarks/results/cpu.md": "benchmarks/cpu.md",
     "benchmarks/results/openvino.md": "benchmarks/openvino.md",
     "benchmarks/results/tensorrt.md": "benchmarks/tensorrt.md",
+    "benchmarks/results/triton.md": "benchmarks/triton.md",
     "benchmarks/results/calibration.md": "benchmarks/calibration.md",
 }
 """Place on the site by path in the repository."""

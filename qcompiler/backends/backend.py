@@ -88,6 +88,11 @@ class Backend(Protocol):
         """Return whether `engine` is the target's own, so that timing it says something."""
         ...
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the kinds of file that `save` writes, as suffixes without the dot; the usual one first."""
+        ...
+
     def save(self, model: ir.Model, path: Path) -> Written:
         """Write a lowered model in the form that the suffix of the path names.
 
@@ -128,6 +133,7 @@ class OrtBackend(RunsLowered):
     reader: Engine = field(default_factory=OrtEngine)
     emits_operators: bool = True
     measures: bool = True
+    files: tuple[str, ...] = ("onnx",)
 
     def lowering(self, emit: str) -> tuple[Pass, ...]:
         """Return the passes from FUSED to LOWERED."""
@@ -154,6 +160,7 @@ class OvBackend(RunsLowered):
     engine: Engine
     emits_operators: bool = False
     measures: bool = True
+    files: tuple[str, ...] = ("onnx", "xml")
 
     def lowering(self, emit: str) -> tuple[Pass, ...]:
         """Return the passes from FUSED to LOWERED: OpenVINO reads Q/DQ and nothing else."""
@@ -205,6 +212,11 @@ class AbsentBackend(RunsLowered):
     emits_operators: bool = False
     measures: bool = False
     version: str = ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return ONNX and the engine's own form, for which `save` says what to install."""
+        return ("onnx", *(suffix[1:] for suffix, owner in OWN_SUFFIXES.items() if owner == self.name))
 
     def lowering(self, emit: str) -> tuple[Pass, ...]:
         """Return the engine's own passes."""

@@ -20,7 +20,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from qcompiler.engine import Array, EngineOptions, EngineValue, Feeds, ModelLike, NodeCost, Profile, TensorInfo
-from qcompiler.errors import CalibrationError, ModelError
+from qcompiler.errors import CalibrationError, ModelError, first_line
 from qcompiler.ir.serialize import MAX_INLINE_BYTES, save_model, to_bytes, weight_bytes
 
 _PROVIDERS = ("CPUExecutionProvider",)
@@ -118,11 +118,6 @@ def engine_value(array: Array) -> EngineValue:
     return OrtEngineValue(ort.OrtValue.ortvalue_from_numpy(array))
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 @dataclass(frozen=True)
 class OrtRunner:
     """A model loaded by ONNX Runtime on the CPU provider."""
@@ -151,7 +146,7 @@ class OrtRunner:
                 return self._run_ort_values(feeds, names)
             results = self.session.run(names, dict(feeds))
         except Exception as error:  # the binding raises a dozen unrelated types
-            raise CalibrationError(f"onnxruntime could not run the model on this feed: {_first_line(error)}") from error
+            raise CalibrationError(f"onnxruntime could not run the model on this feed: {first_line(error)}") from error
         return dict(zip(names, results, strict=True))
 
     def run_values(self, values: Mapping[str, EngineValue], outputs: Sequence[str]) -> dict[str, EngineValue]:
@@ -167,7 +162,7 @@ class OrtRunner:
             given = {name: cast(OrtEngineValue, value).value for name, value in values.items()}
             results = self.session.run_with_ort_values(list(outputs), given)
         except Exception as error:  # the binding raises a dozen unrelated types
-            raise CalibrationError(f"onnxruntime could not run the model on this feed: {_first_line(error)}") from error
+            raise CalibrationError(f"onnxruntime could not run the model on this feed: {first_line(error)}") from error
         return {name: OrtEngineValue(result) for name, result in zip(outputs, results, strict=True)}
 
     def _run_ort_values(self, feeds: Feeds, names: list[str]) -> dict[str, Array]:
@@ -216,7 +211,7 @@ class OrtEngine:
             try:
                 return ort.InferenceSession(source, options, providers=list(providers))
             except Exception as error:  # the binding raises a dozen unrelated types
-                raise ModelError(f"onnxruntime {self.version} refuses the model: {_first_line(error)}") from error
+                raise ModelError(f"onnxruntime {self.version} refuses the model: {first_line(error)}") from error
 
     def value(self, array: Array) -> EngineValue:
         """Return a tensor as a value of ONNX Runtime."""

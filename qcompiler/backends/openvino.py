@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import re
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from qcompiler.engine import Array, EngineOptions, EngineValue, Feeds, ModelLike
 from qcompiler.errors import CalibrationError, ModelError, TargetError
 from qcompiler.ir.serialize import MAX_INLINE_BYTES, save_model, to_bytes, weight_bytes
 from qcompiler.passes.lower_openvino import PRECISION
+from qcompiler.staging import Staging
 
 DOMAIN = "openvino"
 """Of the operators in the graph that OpenVINO executes."""
@@ -337,19 +337,19 @@ def save_openvino(model: ir.Model, path: Path) -> None:
         TargetError: OpenVINO is not installed.
     """
     openvino = _openvino()
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part.xml")
-    files = [(temporary, path), (temporary.with_suffix(".bin"), path.with_suffix(".bin"))]
     try:
-        read = openvino.Core().read_model(to_bytes(model, strip=True), b"")
-        if precision := model.metadata_props.get(PRECISION):
-            read.set_rt_info(precision, PRECISION.split("."))
-        openvino.save_model(read, str(temporary), False)
-        for made, final in files:
-            made.replace(final)
+        with Staging() as staging:
+            folder = staging.scratch(path.parent)  # the .bin gets its name from the .xml
+            read = openvino.Core().read_model(to_bytes(model, strip=True), b"")
+            if precision := model.metadata_props.get(PRECISION):
+                read.set_rt_info(precision, PRECISION.split("."))
+            openvino.save_model(read, str(folder / "model.xml"), False)
+            for suffix in (".bin", ".xml"):
+                staging.move(folder / f"model{suffix}", path.with_suffix(suffix))
+            staging.commit()
     except (ModelError, TargetError):
         raise
+    except OSError as error:
+        raise ModelError(f"cannot write {path}: {error.strerror or error}") from error
     except Exception as error:  # the binding raises RuntimeError for a full disk as well
         raise ModelError(f"cannot write {path}: {_reason(error)}") from error
-    finally:
-        for made, _ in files:
-            made.unlink(missing_ok=True)

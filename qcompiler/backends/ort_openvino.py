@@ -61,6 +61,8 @@ def _plain(options: EngineOptions) -> ort.SessionOptions:
 class OrtOvBackend(OvBackend):
     """OpenVINO behind ONNX Runtime: forms are chosen on OpenVINO itself, which has figures per layer."""
 
+    files: tuple[str, ...] = ("onnx",)
+
     @property
     def version(self) -> str:
         """Return the versions of both."""

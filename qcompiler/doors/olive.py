@@ -22,10 +22,10 @@ from olive.passes import Pass
 from olive.passes.pass_config import BasePassConfig, ParamCategory, PassConfigParam
 
 from qcompiler.api import compile as compile_api
-from qcompiler.cli_compile import write_results
 from qcompiler.compiled import decisions_path
 from qcompiler.engine import Feeds
 from qcompiler.errors import CalibrationError, TargetError
+from qcompiler.results import write_results
 
 NAME = "QCompilerQuantization"
 TARGETS = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,40 @@ from optimum.utils.save_utils import maybe_save_preprocessors
 from qcompiler.api import compile as compile_api
 from qcompiler.calibration.objects import is_dataset
 from qcompiler.calibration.source_options import SourceOptions
-from qcompiler.cli_compile import write_results
 from qcompiler.decisions import Decisions
 from qcompiler.engine import ShapeRange
 from qcompiler.errors import CalibrationError, PassError
+from qcompiler.ir.graph import all_nodes
+from qcompiler.ir.reader import read_model
 from qcompiler.options import Calibration
-from qcompiler.recipes.recipe import Override, Recipe, load_recipe
+from qcompiler.quant.plan import Form
+from qcompiler.recipes.recipe import Recipe, load_recipe
+from qcompiler.results import write_results
+
+
+@dataclass(frozen=True)
+class _WithFloats(Recipe):
+    """A recipe that leaves nodes in float which Optimum's objects name; many of those are in no group at all.
+
+    Attributes:
+        excluded: names of nodes.
+        nodes: names of all nodes of the model as it came.
+    """
+
+    excluded: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
+
+    def pinned(self, groups: Mapping[str, tuple[Form, ...]]) -> tuple[dict[str, Form], dict[str, str]]:
+        """Return (form, estimator) per pinned group.
+
+        Raises:
+            PassError: as for `Recipe`, or an excluded name is no node's.
+        """
+        forms, estimators = super().pinned(groups)
+        for name in sorted(self.excluded - self.nodes - set(groups)):
+            close = difflib.get_close_matches(name, self.nodes) or sorted(self.nodes)[:5]
+            raise PassError(f"nodes_to_exclude names {name!r}, which no node is; there are: {', '.join(close)}")
+        return {**forms, **dict.fromkeys(sorted(self.excluded & set(groups)), "float")}, estimators
 
 
 class QCompilerQuantizer(ORTQuantizer):  # type: ignore[misc]  # Optimum has no types
@@ -134,8 +162,8 @@ class QCompilerQuantizer(ORTQuantizer):  # type: ignore[misc]  # Optimum has no 
 
         Args:
             quantization_config: of Optimum's, three things count: ``is_static`` picks the recipe where ``recipe`` is
-                None, ``nodes_to_exclude`` stay float, and ``nodes_to_quantize`` is refused. Formats, symmetry and
-                granularity follow from the target.
+                None, ``nodes_to_exclude`` stay float (those that are in no fusion group do so anyway), and
+                ``nodes_to_quantize`` is refused. Formats, symmetry and granularity follow from the target.
             save_dir: folder to write to; it is made.
             file_suffix: end of the file's name.
             calibration_tensors_range: the data that `fit` returned, or any that `qcompiler.compile` takes; by default
@@ -161,7 +189,8 @@ class QCompilerQuantizer(ORTQuantizer):  # type: ignore[misc]  # Optimum has no 
             ``save_dir``.
 
         Raises:
-            QCompilerError: what `qcompiler.compile` refuses, a missing folder, or a list of nodes to quantize.
+            QCompilerError: what `qcompiler.compile` refuses, a missing folder, a list of nodes to quantize, or an
+                excluded name that no node of the model has.
         """
         if save_dir is None:
             raise PassError("quantize needs save_dir, the folder to write to")
@@ -200,8 +229,11 @@ class QCompilerQuantizer(ORTQuantizer):  # type: ignore[misc]  # Optimum has no 
                 f"nodes_to_quantize names {sorted(wanted)[0]!r}; exclude the others instead (nodes_to_exclude), or pin "
                 "forms by overrides"
             )
-        floats = tuple(Override(glob.escape(name), "float") for name in sorted(excluded))
-        return replace(made, overrides=(*made.overrides, *floats))
+        if not excluded:
+            return made
+        nodes = frozenset(str(node.name) for node in all_nodes(read_model(self.onnx_model_path)))
+        kept = {f.name: getattr(made, f.name) for f in fields(Recipe)}
+        return _WithFloats(**kept, excluded=frozenset(excluded), nodes=nodes)
 
     def _write_configuration(self, folder: Path, config: QuantizationConfig | None, external: bool) -> None:
         """Write what makes the folder one of Optimum's."""

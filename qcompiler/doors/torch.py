@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +27,14 @@ def compile_module(
 ) -> CompiledModel:
     """Export a module with ``torch.onnx`` and compile what comes out.
 
-    It is exported as for inference (``eval``, no gradients) and left in the mode that it was in. Other arguments of the
-    exporter: call ``torch.onnx.export(..., dynamo=True)`` and give its result to `qcompiler.compile`.
+    It is exported as for inference (``eval``, no gradients) and left as it was, each of its modules in its own mode.
+    Other arguments of the exporter: call ``torch.onnx.export(..., dynamo=True)`` and give its result to
+    `qcompiler.compile`.
 
     Args:
         module: a ``torch.nn.Module``.
-        example_inputs: tensors in the order of ``forward``, or by the names of its parameters.
+        example_inputs: tensors in the order of ``forward``, or by the names of its parameters; one tensor alone is the
+            first.
         calibration: a ``torch.utils.data.DataLoader`` or any iterable of tensors, tuples in the order of the inputs
             (labels behind them are left out) or dicts, or whatever `qcompiler.compile` takes.
         options: everything else about the compilation; its ``calibration`` counts where none is given here.
@@ -50,10 +54,10 @@ def compile_module(
     if calibration is not None:
         chosen = replace(chosen, calibration=calibration)
     by_name = isinstance(example_inputs, Mapping)
-    was_training = module.training
-    module.eval()
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)  # else its rows would be the inputs
     try:
-        with torch.no_grad():
+        with _evaluating(module), torch.no_grad():
             program = torch.onnx.export(
                 module, () if by_name else tuple(example_inputs), kwargs=dict(example_inputs) if by_name else None,
                 input_names=input_names, dynamic_shapes=dynamic_shapes, opset_version=opset, dynamo=True, verbose=False,
@@ -61,8 +65,34 @@ def compile_module(
     except ImportError as error:
         raise ModelError(f'torch.onnx needs more packages: pip install "qcompiler[torch]" ({error})') from error
     except Exception as error:  # the exporter raises whatever the module's code does
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"torch.onnx cannot export {type(module).__name__}: {first}") from error
-    finally:
-        module.train(was_training)
+        raise ModelError(f"torch.onnx cannot export {type(module).__name__}: {_reason(error)}") from error
     return compile_model(program, chosen)
+
+
+@contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    """Put a module into ``eval``; behind it each of its modules is in its own mode again (some may be frozen)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def _reason(error: BaseException) -> str:
+    """Return why the exporter failed in one line.
+
+    Its own errors tell of its stages, in colours and over many lines; the one that they began with says what is wrong.
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    lines = (line.strip() for found in reversed(seen) for line in _COLOURS.sub("", str(found)).splitlines())
+    return f"{type(seen[-1]).__name__}: {next(filter(None, lines), 'no reason is given')}"

@@ -47,11 +47,13 @@ class Samples:
         """
         self._wanted, self._room = requests, most_bytes
         self._feeds: list[Feeds] = []
+        self._taken = 0
         self._lock = threading.Lock()
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._feeds)
+        """Return how many requests were taken, also after they were handed over."""
+        return self._taken
 
     def add(self, feed: Feeds) -> bool:
         """Take one request; return True to exactly one caller: the one whose request made the list complete."""
@@ -61,6 +63,7 @@ class Samples:
                 return False
             if size <= self._room:
                 self._room -= size
+                self._taken += 1
                 self._feeds.append(feed)
             elif not self._feeds:
                 return False  # a smaller one may follow

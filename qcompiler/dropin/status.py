@@ -33,7 +33,7 @@ class Status:
     from_cache: bool = False
     key: str = ""
     folder: str = ""
-    build: Mapping[str, Any] = field(default_factory=dict)
+    build: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def compiled(self) -> bool:

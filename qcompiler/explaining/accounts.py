@@ -170,6 +170,8 @@ def _unreached(evidence: Evidence, group: Group) -> Cause:
     if not evidence.calibrated and not any(f in ("dynamic", "weight-only") for f in group.legal):
         text = f"there is no calibration data, and {group.root.op_type} has static forms only"
         return cause("no-calibration", text, "calibration")
+    if not evidence.told:
+        return cause("not-recorded", "the dump has the choice, not the reason: measurement or the recipe", "plan")
     if group.row.kind in ("weighted", "recurrent"):
         return cause("recipe-float", f"the recipe leaves {group.root.op_type} in float", "plan")
     if not evidence.arithmetic:

@@ -252,7 +252,9 @@ class Blamer:
                 "too-wide",
                 f"the range is {(high - low) / (tally.high - min(tally.low, 0.0)):.1f} times too wide: {values}",
             )
-        return "rounded", f"8 bits over the stored range are too few: {values}"
+        clipped = tally.clipping / max(tally.storing, 1e-300)
+        beyond = f", {clipped:.0%} of its error by clipping" if tally.clipped else ""
+        return "rounded", f"8 bits over the stored range are too few{beyond}: {values}"
 
     def _kind_of_inputs(self, tally: _Tally) -> tuple[str, str] | None:
         """Return what is wrong with the range that an input is quantized with, if that explains the error."""

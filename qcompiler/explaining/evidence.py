@@ -53,6 +53,7 @@ class Evidence:
         proven: whether the engine's graph was read.
         arithmetic: whether the recipe quantizes what lies between quantized operators.
         calibrated: whether there were observed ranges.
+        told: whether the reasons of the build are known; a dump alone does not hold them.
     """
 
     model: ir.Model
@@ -73,6 +74,7 @@ class Evidence:
     proven: bool = False
     arithmetic: bool = True
     calibrated: bool = True
+    told: bool = True
 
     def __post_init__(self) -> None:
         self.nodes = {str(n.name): n for n in all_nodes(self.model)}
@@ -213,6 +215,7 @@ def dump_evidence(folder: str | Path, report: str | Path | None = None) -> Evide
         imported={str(n.name): n.op_type for n in all_nodes(first)},
         about=_about(told.get("context", {"target": dump.target})) or dump.target,
         proven=bool(proof),
+        told=bool(told),
     )
 
 

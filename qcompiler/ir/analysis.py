@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 
-import networkx as nx
 import onnx_ir as ir
 
 from qcompiler.ir.graph import all_graphs, attr_int, shape_of
+from qcompiler.ir.networks import nx
 from qcompiler.ir.shapes import element_count
 
 

@@ -59,3 +59,14 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         array = np.array([t.encode() for t in texts], object)
         return ir.StringTensor(array.reshape(()) if attribute.name == "value_string" else array)
     return None
+
+
+def remove_unread_constants(model: ir.Model) -> int:
+    """Remove initializers that nothing reads, in place, and return how many: engines warn of them at every load."""
+    removed = 0
+    for graph in all_graphs(model):
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
+                removed += 1
+    return removed

@@ -10,7 +10,7 @@ from onnx_ir.passes import PassError as IrPassError
 from onnx_ir.passes import PreconditionError
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, first_line
 from qcompiler.ir.analysis import bodies
 from qcompiler.ir.constants import lift_constants
 from qcompiler.ir.convert import convert_opset
@@ -168,11 +168,7 @@ def _inline_functions(model: ir.Model) -> None:
     try:
         InlinePass(lambda function: function.domain != OWN_DOMAIN)(model)
     except (IrPassError, PreconditionError, ValueError, KeyError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ModelError(f"cannot inline the model's local functions: {reason}") from error
+        raise ModelError(f"cannot inline the model's local functions: {first_line(error)}") from error
     for function in foreign:
         model.functions.pop(function.identifier(), None)
         if function.domain not in {node.domain for node in all_nodes(model)}:

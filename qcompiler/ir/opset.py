@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 import onnx_ir as ir
 from onnx import defs
@@ -89,7 +91,14 @@ def _values_fit(node: ir.Node, older: defs.OpSchema, newer: defs.OpSchema) -> bo
         given -= 1
     if not older.min_input <= given <= older.max_input or len(node.outputs) > older.max_output:
         return False
-    pairs = ((node.inputs[:given], older.inputs, newer.inputs), (node.outputs, older.outputs, newer.outputs))
+    return _types_fit(node.inputs[:given], node.outputs, older, newer)
+
+
+def _types_fit(
+    inputs: Sequence[ir.Value | None], outputs: Sequence[ir.Value], older: defs.OpSchema, newer: defs.OpSchema
+) -> bool:
+    """Return whether ``older`` takes the types of a node's inputs and results; unknown ones must all be the same."""
+    pairs = ((inputs, older.inputs, newer.inputs), (outputs, older.outputs, newer.outputs))
     for values, before, after in pairs:
         for index, value in enumerate(values):
             if value is None:
@@ -129,7 +138,10 @@ def set_opset(model: ir.Model, version: int) -> None:
         rewrites = []
         for node in _onnx_nodes(model):
             floor = _node_floor(node, current)
-            rewrite = older_form(node, version) if version < floor else None
+            rewrite = None
+            if version < floor and (rewrite := older_form(node, version)) is not None:
+                least = _least_with_types(node, version, current)
+                rewrite, floor = (rewrite, floor) if least == version else (None, least)
             rewrites += [rewrite] if rewrite else []
             if version < floor and rewrite is None:
                 raise ModelError(
@@ -144,6 +156,19 @@ def set_opset(model: ir.Model, version: int) -> None:
         if "" in function.opset_imports:
             function.opset_imports[""] = version
     model.ir_version = least_ir_version(model)
+
+
+def _least_with_types(node: ir.Node, version: int, current: int) -> int:
+    """Return the least operator set, from ``version`` on, that takes the types of a node in its older form."""
+    newer = schema_of(node.op_type, current)
+    for candidate in range(version, current):
+        older = schema_of(node.op_type, candidate)
+        if newer is None or older is None:
+            continue
+        # What an older form writes as attributes stands behind the operands that stay.
+        if _types_fit(node.inputs[: older.max_input], node.outputs, older, newer):
+            return candidate
+    return current
 
 
 def _drop_newer_defaults(node: ir.Node, version: int) -> None:

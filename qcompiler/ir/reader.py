@@ -45,7 +45,11 @@ ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model | ExportedProgram 
 
 
 def read_model(source: ModelSource) -> ir.Model:
-    """Return an IR model that shares no mutable object with ``source``; external weights stay memory-mapped.
+    """Return an IR model whose graph is its own; external weights stay memory-mapped.
+
+    Weights in memory are not copied: a later write into an array of ``source`` (of a graphsurgeon constant, a torch
+    parameter) may show in the model. Putting another array in its place does not, nor does any other change of
+    ``source``.
 
     Args:
         source: path, serialized model, protobuf, IR model, ``torch.onnx.ONNXProgram`` or ``onnx_graphsurgeon.Graph``.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, first_line
 from qcompiler.ir.graph import ORIGIN, all_graphs
 from qcompiler.ir.schemas import NOTE
+from qcompiler.staging import Staging
 
 MAX_INLINE_BYTES = 1_900_000_000
 """Weights beyond this go to a file of their own: one protobuf ends at 2 GB."""
@@ -104,43 +105,22 @@ def save_model(model: ir.Model, path: str | Path, *, external: str | None = None
         raise ModelError(f"the model and its external data cannot both be named {external!r}")
     if external is None and weight_bytes(model) > MAX_INLINE_BYTES:
         external = f"{target.name}.data"
-    files: list[tuple[Path, Path]] = []
     try:
-        if target.is_dir():
-            raise ModelError(f"cannot write {target}: it is a folder")
-        if external is None:
-            _write(target, to_bytes(model, strip=strip), files)
-        else:
-            _write_external(model, target, external, strip, files)
-        for temporary, final in files:
-            os.replace(temporary, final)
+        with Staging() as staging:
+            if external is None:
+                staging.stage_file(target).write_bytes(to_bytes(model, strip=strip))
+            else:
+                _write_external(model, target, external, strip, staging)
+            staging.commit()
     except OSError as error:
         raise ModelError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        for temporary, _ in files:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
-def _write(target: Path, data: bytes, files: list[tuple[Path, Path]]) -> None:
-    temporary = _temporary(target, files)
-    with open(temporary, "xb") as file:
-        file.write(data)
-
-
-def _temporary(target: Path, files: list[tuple[Path, Path]]) -> Path:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    files.append((temporary, target))
-    return temporary
-
-
-def _write_external(model: ir.Model, target: Path, external: str, strip: bool, files: list[tuple[Path, Path]]) -> None:
+def _write_external(model: ir.Model, target: Path, external: str, strip: bool, staging: Staging) -> None:
     pointers: dict[ir.Value, ir.TensorProtocol] = {}
     offset = 0
     # Reading every tensor here also keeps an old file of the same name mapped after it has been replaced.
-    with open(_temporary(target.with_name(external), files), "xb") as file:
+    with open(staging.stage_file(target.with_name(external)), "xb") as file:
         for value, tensor in _stored(model):
             if tensor.dtype == ir.DataType.STRING or tensor.nbytes < EXTERNAL_THRESHOLD:
                 if isinstance(tensor, ir.ExternalTensor):
@@ -160,7 +140,7 @@ def _write_external(model: ir.Model, target: Path, external: str, strip: bool, f
             )
     with _replaced(model, pointers):
         data = _serialize(model, strip)
-    _write(target, data, files)
+    staging.stage_file(target).write_bytes(data)
 
 
 def _stored(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
@@ -199,11 +179,7 @@ def _serialize(model: ir.Model, strip: bool) -> bytes:
     except ModelError:
         raise
     except Exception as error:  # protobuf and the serializer raise several unrelated types
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ModelError(f"cannot serialize the model: {reason}") from error
+        raise ModelError(f"cannot serialize the model: {first_line(error)}") from error
 
 
 def _tidy(proto: onnx.ModelProto, strip: bool) -> None:

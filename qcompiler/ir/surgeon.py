@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import defs
 
 from qcompiler.errors import ModelError
+from qcompiler.ir.surgeon_tensors import dtype_of, is_a, shape_of, tensor_of, type_of
 
 LEAST_IR_VERSION = 10
 """File format version of a graph that names none: the one of the oldest operator set with all our types."""
@@ -20,7 +22,7 @@ LEAST_IR_VERSION = 10
 
 def is_surgeon_graph(source: object) -> bool:
     """Return whether an object is an ``onnx_graphsurgeon.Graph``; the library is not imported."""
-    return _is_a(source, "Graph")
+    return is_a(source, "Graph")
 
 
 def model_of_surgeon_graph(graph: Any) -> ir.Model:
@@ -29,11 +31,13 @@ def model_of_surgeon_graph(graph: Any) -> ir.Model:
     Where the library's own export would fail, or write something else than the graph holds, this does not: int4
     constants are packed, float8_e4m3fnuz stays what it is, text constants are text, an empty list attribute has a type,
     a whole number where the operator wants a float becomes one, a length of -1 is an open axis, a constant of an outer
-    graph is captured rather than repeated, and nodes may come in any order.
+    graph is captured rather than repeated, and nodes may come in any order. Tensors are told apart as objects: those
+    that share a name, or have none, get names of their own.
 
     Raises:
-        ModelError: the graph has a cycle, a type that the library does not keep whole (maps, opaque types), or sparse
-            constants; names the tensor.
+        ModelError: the graph has a cycle, inputs or outputs without names of their own, a tensor that is made twice, a
+            type that the library does not keep whole (maps, opaque types), sparse constants, or bytes that are no text;
+            names the tensor.
     """
     opsets = _opsets(graph)
     functions = [_function(f) for f in graph.functions]
@@ -47,10 +51,6 @@ def model_of_surgeon_graph(graph: Any) -> ir.Model:
     )
     _import_used_domains(model)
     return model
-
-
-def _is_a(source: object, name: str) -> bool:
-    return any(t.__name__ == name and t.__module__.startswith("onnx_graphsurgeon") for t in type(source).__mro__)
 
 
 def _opsets(graph: Any) -> dict[str, int]:
@@ -81,25 +81,39 @@ def _function(function: Any) -> ir.Function:
 
 @dataclass
 class _Scope:
-    """Values of one graph by name, and the graph around it.
+    """Values of one graph by the tensor object that each stands for, and the graph around it.
+
+    The library ties nodes together by tensor objects; names may be missing, or stand on several of them.
 
     Attributes:
         opsets: operator set versions.
-        outer: scope of the graph around; a name that nothing here makes is looked up there.
+        outer: scope of the graph around; a tensor that nothing here makes is looked up there.
         lift: constants become initializers; else, in functions, which have none, Constant nodes.
-        values: what was made so far.
+        values: what was made so far, by identity of the tensor.
+        named: the same by the name that the tensors have, for one that stands for another of its name.
+        stored: the constants among them.
+        taken: names that values have, here and in the graphs around.
+        kept: names that belong to one tensor each, by its identity: those of the graph's inputs and outputs.
+        given: all names that tensors of the graph have.
+        places: how often each tensor is the output of a node, by identity.
     """
 
     opsets: Mapping[str, int]
     outer: _Scope | None
     lift: bool = True
-    values: dict[str, ir.Value] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)
+    values: dict[int, ir.Value] = field(default_factory=dict)
+    named: dict[str, list[ir.Value]] = field(default_factory=dict)
+    stored: list[ir.Value] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    kept: dict[str, int] = field(default_factory=dict)
+    given: set[str] = field(default_factory=set)
+    places: Counter[int] = field(default_factory=Counter)
 
     def build(self, graph: Any) -> ir.Graph:
+        self._survey(graph)
         inputs = [self._own(tensor) for tensor in graph.inputs]
-        for node in graph.nodes:
-            for tensor in node.outputs:
+        for tensor in (t for node in graph.nodes for t in node.outputs):
+            if not self._is_left_out(tensor):
                 self._own(tensor)
         for tensor in (t for node in graph.nodes for t in node.inputs):
             self._local_constant(tensor)
@@ -107,14 +121,13 @@ class _Scope:
             self._local_constant(tensor)
         outputs = [self._operand(tensor) for tensor in graph.outputs]
         nodes = [self._node(node) for node in graph.nodes]
-        stored = [self.values[name] for name in self.constants]
         if not self.lift:
-            nodes = [*map(_constant_node, stored), *nodes]
+            nodes = [*map(_constant_node, self.stored), *nodes]
         made = ir.Graph(
             inputs,
             [o for o in outputs if o is not None],
             nodes=nodes,
-            initializers=stored if self.lift else (),
+            initializers=self.stored if self.lift else (),
             doc_string=graph.doc_string or None,
             opset_imports=dict(self.opsets),
             name=graph.name,
@@ -126,39 +139,91 @@ class _Scope:
                 raise ModelError(f"the graph {graph.name!r} has a cycle: {error}") from error
         return made
 
+    def _survey(self, graph: Any) -> None:
+        """Note whose the names are, and refuse inputs, outputs and results that are not one tensor each."""
+        self.taken = set() if self.outer is None else set(self.outer.taken)
+        self.places = Counter(id(tensor) for node in graph.nodes for tensor in node.outputs)
+        for kind, border in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+            for tensor in border:
+                if not tensor.name:
+                    raise ModelError(f"one of the {kind} of the graph {graph.name!r} has no name: name it")
+            for name, times in Counter(tensor.name for tensor in border).items():
+                if times > 1:
+                    raise ModelError(f"{times} {kind} of the graph {graph.name!r} are named {name!r}: rename them")
+        inputs = {id(tensor) for tensor in graph.inputs}
+        for node in graph.nodes:
+            for tensor in node.outputs:
+                if tensor.name and self.places[id(tensor)] + (id(tensor) in inputs) > 1:
+                    raise ModelError(
+                        f"tensor {tensor.name!r} is made by node {node.name!r} ({node.op}), and elsewhere: expected one"
+                    )
+        self.kept = {tensor.name: id(tensor) for tensor in graph.inputs}
+        for tensor in graph.outputs:
+            # Where nothing makes the very object, it stands for the tensor of its name.
+            own = id(tensor) in self.places or is_a(tensor, "Constant")
+            if own and self.kept.setdefault(tensor.name, id(tensor)) != id(tensor):
+                raise ModelError(
+                    f"an input and another output of the graph {graph.name!r} are named {tensor.name!r}: rename one"
+                )
+        users = [graph.inputs, graph.outputs, *(tensors for n in graph.nodes for tensors in (n.inputs, n.outputs))]
+        self.given = {tensor.name for tensors in users for tensor in tensors}
+
     def _own(self, tensor: Any) -> ir.Value:
         """Return the value of a tensor that this graph makes."""
-        found = self.values.get(tensor.name) if tensor.name else None
+        found = self.values.get(id(tensor))
         if found is None:
-            found = ir.Value(name=tensor.name)
-            if _is_a(tensor, "Constant"):
+            found = ir.Value(name=self._new_name(tensor))
+            if is_a(tensor, "Constant"):
                 _fill(found, tensor)
-                self.constants[tensor.name] = tensor
+                self.stored.append(found)
             else:
-                found.type, found.shape = _type_of(tensor), _shape_of(tensor)
-            self.values[tensor.name] = found
+                found.type, found.shape = type_of(tensor), shape_of(tensor)
+            self.values[id(tensor)] = found
+            self.named.setdefault(tensor.name, []).append(found)
         return found
 
+    def _new_name(self, tensor: Any) -> str:
+        """Return a tensor's name, or one made of it where it has none or another has it."""
+        name = tensor.name
+        if not name or name in self.taken or self.kept.get(name, id(tensor)) != id(tensor):
+            made = (f"{name or 'tensor'}_{i}" for i in count(1))
+            name = next(n for n in made if n not in self.taken and n not in self.given)
+        self.taken.add(name)
+        return str(name)
+
+    def _is_left_out(self, tensor: Any) -> bool:
+        """Return whether a tensor is an operand or result that is left out, rather than one nobody has named."""
+        if tensor.name or is_a(tensor, "Constant") or id(tensor) in self.values:
+            return False
+        # Several places cannot make one tensor: there the object only stands for "nothing".
+        makers = list(tensor.inputs)
+        return self.places[id(tensor)] != 1 or not any(n is not m for n in tensor.outputs for m in makers)
+
     def _local_constant(self, tensor: Any) -> None:
-        if _is_a(tensor, "Constant") and tensor.name not in self.values and not self._is_outer_constant(tensor):
+        if is_a(tensor, "Constant") and self._found(tensor) is None:
             self._own(tensor)
 
-    def _is_outer_constant(self, tensor: Any) -> bool:
-        scope = self.outer
+    def _found(self, tensor: Any) -> ir.Value | None:
+        """Return the value of this very tensor, here or in a graph around."""
+        scope: _Scope | None = self
         while scope is not None:
-            if tensor.name in scope.values:
-                return scope.constants.get(tensor.name) is tensor
+            if id(tensor) in scope.values:
+                return scope.values[id(tensor)]
             scope = scope.outer
-        return False
+        return None
 
     def _operand(self, tensor: Any) -> ir.Value | None:
         """Return the value that a tensor stands for; None for an operand that is left out."""
-        if not tensor.name:
+        if (found := self._found(tensor)) is not None:
+            return found
+        if self._is_left_out(tensor):
             return None
         scope: _Scope | None = self
         while scope is not None:
-            if tensor.name in scope.values:
-                return scope.values[tensor.name]
+            if same := scope.named.get(tensor.name):
+                if len(same) > 1:
+                    raise ModelError(f"{len(same)} tensors are named {tensor.name!r}, and nothing tells which is read")
+                return same[0]
             scope = scope.outer
         return self._own(tensor)  # nothing makes it: import says so
 
@@ -171,7 +236,7 @@ class _Scope:
             node.op,
             [self._operand(t) for t in node.inputs],
             [_attribute(name, value, schema, self) for name, value in node.attrs.items()],
-            outputs=[self.values[t.name] if t.name else ir.Value(name="") for t in node.outputs],
+            outputs=[ir.Value(name="") if self._is_left_out(t) else self.values[id(t)] for t in node.outputs],
             name=node.name or "",  # an empty name stays one, as in a file
         )
 
@@ -203,11 +268,8 @@ def _schema(op: str, domain: str, opsets: Mapping[str, int]) -> defs.OpSchema | 
         return None
 
 
-# ---- tensors --------------------------------------------------------------------------------------------------------
-
-
 def _fill(value: ir.Value, constant: Any) -> None:
-    value.const_value = _tensor(constant)
+    value.const_value = tensor_of(constant)
     value.type = ir.TensorType(value.const_value.dtype)
     value.shape = ir.Shape(value.const_value.shape.numpy())
 
@@ -216,76 +278,6 @@ def _constant_node(value: ir.Value) -> ir.Node:
     tensor = value.const_value
     value.const_value = None
     return ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value])  # type: ignore[arg-type]
-
-
-def _tensor(constant: Any) -> ir.TensorProtocol:
-    """Return a constant's contents: as they lie in the graph, in their own type, loaded or not."""
-    name, values = constant.name, constant._values
-    if _is_a(values, "SparseValues"):
-        raise ModelError(f"constant {name!r} is sparse: store it dense first")
-    if isinstance(kept := getattr(values, "ir_tensor", None), ir.TensorProtocol):
-        return kept
-    if _is_a(values, "LazyValues"):
-        return ir.serde.deserialize_tensor(values.tensor)
-    array = np.asarray(values)
-    if array.dtype.kind in "OSU":
-        flat = [t if isinstance(t, bytes) else str(t).encode() for t in array.reshape(-1).tolist()]
-        return ir.StringTensor(flat, shape=ir.Shape(array.shape), name=name)
-    if constant._export_dtype is not None:
-        array = _converted(array, _dtype(constant._export_dtype, name))
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("="))
-    return ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-
-
-def _converted(array: np.ndarray[Any, Any], dtype: ir.DataType) -> np.ndarray[Any, Any]:
-    """Return float values in another type; those beyond its range saturate where it has no infinity."""
-    wanted = dtype.numpy()
-    if array.dtype == wanted:
-        return array
-    if dtype.bitwidth <= 8 and dtype.is_floating_point():
-        largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]
-        array = np.clip(array, -largest, largest)
-    return array.astype(wanted)
-
-
-def _dtype(dtype: Any, name: str) -> ir.DataType:
-    """Return an element type: the library keeps NumPy's, or the number of ONNX's where NumPy has none."""
-    try:
-        return ir.DataType(dtype) if isinstance(dtype, int) else ir.DataType.from_numpy(np.dtype(dtype))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"tensor {name!r} has the type {dtype!r}, which no ONNX type is: {error}") from error
-
-
-def _type_of(tensor: Any) -> ir.TypeProtocol | None:
-    if tensor.dtype is None:
-        return None
-    if isinstance(tensor.dtype, onnx.TypeProto):
-        if tensor.type != "optional_type":
-            raise _partly_kept(tensor)
-        inner = ir.serde.deserialize_type_proto_for_type(tensor.dtype)
-        return None if inner is None else ir.OptionalType(inner)
-    dtype = _dtype(tensor.dtype, tensor.name)
-    kinds: dict[str | None, ir.TypeProtocol] = {
-        None: ir.TensorType(dtype),
-        "tensor_type": ir.TensorType(dtype),
-        "sequence_type": ir.SequenceType(ir.TensorType(dtype)),
-        "sparse_tensor_type": ir.SparseTensorType(dtype),
-    }
-    if tensor.type not in kinds:
-        raise _partly_kept(tensor)
-    return kinds[tensor.type]
-
-
-def _partly_kept(tensor: Any) -> ModelError:
-    return ModelError(f"tensor {tensor.name!r} is a {tensor.type}, of which onnx-graphsurgeon keeps a part only")
-
-
-def _shape_of(tensor: Any) -> ir.Shape | None:
-    if tensor.shape is None:
-        return None
-    axes = [None if d is None or (not isinstance(d, str) and d < 0) else d for d in tensor.shape]
-    return ir.Shape([d if d is None or isinstance(d, str) else int(d) for d in axes])
 
 
 # ---- attributes -----------------------------------------------------------------------------------------------------
@@ -303,7 +295,7 @@ _FLOATS = {ir.AttributeType.INT: ir.AttributeType.FLOAT, ir.AttributeType.INTS: 
 
 def _attribute(name: str, value: Any, schema: defs.OpSchema | None, scope: _Scope) -> ir.Attr:
     wanted = _wanted(name, schema)
-    if _is_a(value, "AttributeRef"):
+    if is_a(value, "AttributeRef"):
         return ir.RefAttr(name, value.name, wanted or _reference_type(value.type))
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):
         kind, content = _list(name, value, wanted, scope)
@@ -339,23 +331,32 @@ def _single(name: str, value: Any, scope: _Scope) -> tuple[ir.AttributeType, Any
     if isinstance(value, str):
         return kinds.STRING, value
     if isinstance(value, bytes):
-        return kinds.STRING, value.decode("utf-8", "surrogateescape")
+        return kinds.STRING, _text(name, value)
     if isinstance(value, bool | int | np.integer | np.bool_):
         return kinds.INT, int(value)
     if isinstance(value, float | np.floating):
         return kinds.FLOAT, float(value)
-    if _is_a(value, "Constant"):
-        return kinds.TENSOR, _tensor(value)
+    if is_a(value, "Constant"):
+        return kinds.TENSOR, tensor_of(value)
     if isinstance(value, onnx.TensorProto):
         return kinds.TENSOR, ir.serde.deserialize_tensor(value)
-    if _is_a(value, "Graph"):
+    if is_a(value, "Graph"):
         return kinds.GRAPH, _Scope(scope.opsets, scope).build(value)
     if isinstance(value, onnx.TypeProto):
         made = onnx.helper.make_attribute(name, value)
         return kinds.TYPE_PROTO, ir.serde.deserialize_attribute(made).value
     if isinstance(value, type | np.dtype):
-        return kinds.INT, int(_dtype(value, name))
+        return kinds.INT, int(dtype_of(value, name))
     raise ModelError(f"attribute {name!r} is a {type(value).__name__}, which no ONNX attribute is")
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"attribute {name!r} is {value[:16]!r}, which is no UTF-8 text; keep such bytes in a uint8 constant"
+        ) from error
 
 
 def _reference_type(kind: Any) -> ir.AttributeType:

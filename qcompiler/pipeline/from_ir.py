@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from onnx_ir.passes import PassBase
 
-from qcompiler.errors import PassError
+from qcompiler.errors import PassError, innermost
 from qcompiler.ir.constants import lift_constants
 from qcompiler.ir.graph import ORIGIN, all_nodes
 from qcompiler.ir.naming import make_names_unique
@@ -48,9 +48,7 @@ class FromIrPass(Pass):
         try:
             result = self.make()(state.model)
         except Exception as error:  # another package's pass can raise anything
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
+            cause = innermost(error)
             raise PassError(f"{self.name()}: {type(cause).__name__}: {cause}") from error
         state.model = result.model
         if not result.modified:

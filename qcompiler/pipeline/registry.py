@@ -133,7 +133,7 @@ class PassRegistry:
 
     def errors(self) -> tuple[PluginError, ...]:
         """Load everything that is offered and return what is wrong with it."""
-        found = list(conflicts(PASSES, self._classes)) if self._offers or offers(PASSES) else []
+        found = list(conflicts(PASSES, self._classes))
         for name, of in self._offers.items():
             if len(of) == 1:
                 try:

@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import onnx_ir as ir
 
 from qcompiler.ir.graph import consumers
+from qcompiler.ir.networks import nx
 from qcompiler.quant.plan import Form
 from qcompiler.search.attribution import Costs
 from qcompiler.targets.groups import Group

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import networkx as nx
 import onnx_ir as ir
 
 from qcompiler.engine import ModelLike
+from qcompiler.ir.networks import nx
 from qcompiler.quant.plan import Form
 from qcompiler.search.attribution import Costs, Owners, attribute
 from qcompiler.search.select import Measured, choose_forms, predict
@@ -110,7 +110,8 @@ class SpeedSearch:
             ):
                 if costs is not None and variant.get(group.name, "float") != "float":
                     parts.append(f"{label} {costs.groups.get(group.name, 0.0):.0f} us")
-            self.why[group.name] = f"{forms[group.name]}: measured {', '.join(parts)} (conversions apart)"
+            figures = ", ".join(parts)
+            self.why[group.name] = f"{forms[group.name]}: measured {figures} (without the conversions at its borders)"
 
     def _ran(self, group: Group, measured: Measured) -> bool:
         """Return whether a group was executed, as far as calibration or a profile can tell.

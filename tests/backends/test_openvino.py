@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -397,3 +398,22 @@ def test_statistics_serve_openvino_and_onnx_runtime_alike() -> None:
     made = qcompiler.compile(CNN(), target="openvino", recipe="int8-static", calibration=found, guard=False)
     direct = compiled(CNN(), CNN_FEEDS)
     assert made.report.groups == direct.report.groups
+
+
+def test_a_model_that_cannot_be_replaced_keeps_its_old_weights(
+    cnn: CompiledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights have their name already when the .xml fails."""
+    for name in ("m.xml", "m.bin"):
+        (tmp_path / name).write_bytes(b"old")
+    real = os.replace
+
+    def held(source: Path, target: Path) -> None:
+        if target.name == "m.xml":
+            raise PermissionError(13, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    with pytest.raises(ModelError, match=r"cannot write .*m\.xml: Permission denied"):
+        cnn.save(tmp_path / "m.xml")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.xml": b"old", "m.bin": b"old"}

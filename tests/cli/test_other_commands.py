@@ -258,7 +258,7 @@ def test_reasons_are_grouped_without_their_figures() -> None:
         GroupReport("/d", "Add", "float", "float: not-float32: the output is int64"),
     ]
     assert float_reasons(groups) == [
-        ("measured float N us, static N us", 2, "/a, /b"),
+        ("measured float 3 us, static 4 us; the others likewise", 2, "/a, /b"),
         ("not-float32: the output is int64", 1, "/d"),
     ]
 

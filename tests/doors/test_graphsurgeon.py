@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.loader import load_model_tests
+from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 import qcompiler
@@ -238,6 +239,120 @@ def test_a_constant_in_a_function_is_a_node_there() -> None:
     onnx.checker.check_model(to_bytes(made))
 
 
+def add_constants(*names: str) -> Any:
+    """Return a graph of y = (x + 1) * 2 whose two constants, different objects, have the given names."""
+    x, t, y = variable("x"), variable("t"), variable("y")
+    one, two = (gs.Constant(n, np.full((1,), k, np.float32)) for n, k in zip(names, (1, 2), strict=True))
+    return hand_made(gs.Node("Add", "a", inputs=[x, one], outputs=[t]),
+                     gs.Node("Mul", "m", inputs=[t, two], outputs=[y]), inputs=[x], outputs=[y])  # fmt: skip
+
+
+def computed(graph: Any, **feeds: Any) -> list[Any]:
+    return ReferenceEvaluator(onnx.load_model_from_string(to_bytes(qcompiler.from_graphsurgeon(graph)))).run(
+        None, feeds or {"x": np.zeros((2, 3), np.float32)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"), [(("k", "k"), ["k", "k_1"]), (("", ""), ["tensor_1", "tensor_2"]), (("t", "k"), ["t_1", "k"])]
+)
+def test_constants_are_told_apart_as_objects(names: tuple[str, str], wanted: list[str]) -> None:
+    graph = add_constants(*names)
+    model = qcompiler.from_graphsurgeon(graph)
+    assert list(model.graph.initializers) == wanted
+    assert [[v.name for v in n.outputs] for n in model.graph] == [["t"], ["y"]]
+    assert computed(graph)[0].tolist() == [[2.0] * 3] * 2
+    assert [t.name for n in graph.nodes for t in n.inputs[1:]] == list(names)  # the given graph is as it was
+
+
+def test_results_of_one_name_or_none_are_told_apart_and_inputs_and_outputs_keep_theirs() -> None:
+    x, y = variable("x"), variable("y")
+    first, second, unnamed, like_output = variable("x"), variable("x"), variable(""), variable("y")
+    high = gs.Constant("", np.array(3, np.float32))
+    graph = hand_made(
+        gs.Node("Neg", inputs=[x], outputs=[first]),
+        gs.Node("Exp", inputs=[x], outputs=[second]),
+        gs.Node("Sub", inputs=[second, first], outputs=[unnamed]),
+        gs.Node("Clip", inputs=[unnamed, gs.Variable.empty(), high], outputs=[like_output]),
+        gs.Node("Add", inputs=[like_output, x], outputs=[y]),
+        inputs=[x], outputs=[y],
+    )  # fmt: skip
+    model = qcompiler.from_graphsurgeon(graph)
+    assert [v.name for v in (*model.graph.inputs, *model.graph.outputs)] == ["x", "y"]
+    names = [v.name for n in model.graph for v in n.outputs]
+    assert names == ["x_1", "x_2", "tensor_1", "y_1", "y"]
+    x0 = np.array([[0.0, 1.0, 2.0], [-1.0, -2.0, 0.5]], np.float32)
+    np.testing.assert_allclose(computed(graph, x=x0)[0], np.minimum(np.exp(x0) + x0, 3) + x0, rtol=1e-6)
+
+
+def test_what_is_left_out_stays_so_also_where_one_object_says_it() -> None:
+    x, a, b, y, nothing = variable("x"), variable("a"), variable("b"), variable("y"), gs.Variable.empty()
+    graph = hand_made(
+        gs.Node("Dropout", inputs=[x], outputs=[a, nothing]),
+        gs.Node("Dropout", inputs=[a], outputs=[b, nothing]),
+        gs.Node("Clip", inputs=[b, nothing, gs.Constant("high", np.array(3, np.float32))], outputs=[y]),
+        inputs=[x], outputs=[y],
+    )  # fmt: skip
+    first, _, clip = qcompiler.from_graphsurgeon(graph).graph
+    assert [v.name for v in first.outputs] == ["a", ""]
+    assert clip.inputs[1] is None
+
+
+def test_a_body_s_constant_of_an_outer_name_is_its_own_and_a_variable_of_one_is_the_outer_s() -> None:
+    x, c, y = variable("x"), variable("c", (), np.bool_), variable("y")
+    outer, inner = (gs.Constant("k", np.full((1,), k, np.float32)) for k in (1, 10))
+    bodies = {}
+    for name in ("then_branch", "else_branch"):
+        t, out = variable("t"), variable(f"{name}/y")
+        nodes = [gs.Node("Add", inputs=[gs.Variable("x"), outer], outputs=[t]),
+                 gs.Node("Mul", inputs=[t, inner], outputs=[out])]  # fmt: skip
+        bodies[name] = gs.Graph(nodes, [], [out], opset=21)
+    h = variable("h")
+    graph = hand_made(gs.Node("If", attrs=bodies, inputs=[c], outputs=[h]),
+                      gs.Node("Add", inputs=[h, outer], outputs=[y]), inputs=[x, c], outputs=[y])  # fmt: skip
+    assert computed(graph, x=np.zeros((2, 3), np.float32), c=np.array(True))[0].tolist() == [[11.0] * 3] * 2
+
+
+def test_inputs_outputs_and_results_have_names_of_their_own() -> None:
+    x, y = variable("x"), variable("y")
+    node = gs.Node("Neg", "n", inputs=[x], outputs=[y])
+    for inputs, outputs, text in (
+        ([x, variable("x")], [y], "2 inputs of the graph .* are named 'x'"),
+        ([x], [y, variable("y")], "2 outputs of the graph .* are named 'y'"),
+        ([x], [y, y], "2 outputs of the graph .* are named 'y'"),
+        ([x, variable("")], [y], "one of the inputs of the graph .* has no name"),
+        ([x, variable("y")], [y], "an input and another output of the graph .* are named 'y'"),
+        ([x, y], [y], r"tensor 'y' is made by node 'n' \(Neg\), and elsewhere"),
+    ):
+        with pytest.raises(ModelError, match=text):
+            qcompiler.from_graphsurgeon(hand_made(node, inputs=inputs, outputs=outputs))
+    first, second, z = variable("t"), variable("t"), variable("z")
+    nodes = [gs.Node(op, inputs=[x], outputs=[t]) for op, t in (("Neg", first), ("Exp", second))]
+    reader = gs.Node("Add", inputs=[variable("t"), first], outputs=[z])
+    with pytest.raises(ModelError, match="2 tensors are named 't', and nothing tells which is read"):
+        qcompiler.from_graphsurgeon(hand_made(*nodes, reader, inputs=[x], outputs=[z]))
+
+
+def test_another_object_of_a_result_s_name_stands_for_it() -> None:
+    x, t = variable("x"), variable("t")
+    graph = hand_made(gs.Node("Neg", inputs=[x], outputs=[t]),
+                      gs.Node("Neg", inputs=[variable("t")], outputs=[variable("y")]),
+                      inputs=[x], outputs=[variable("y")])  # fmt: skip
+    model = qcompiler.from_graphsurgeon(graph)
+    assert [[v.name for v in (*n.inputs, *n.outputs)] for n in model.graph] == [["x", "t"], ["t", "y"]]
+    assert model.graph.outputs[0].producer() is model.graph[1]
+
+
+def test_bytes_that_are_no_text_are_named() -> None:
+    x, y = variable("x"), variable("y")
+    graph = hand_made(gs.Node("Foo", attrs={"blob": b"\xff\x00"}, inputs=[x], outputs=[y], domain="mine"),
+                      inputs=[x], outputs=[y])  # fmt: skip
+    with pytest.raises(ModelError, match=r"attribute 'blob' is b'\\xff\\x00', which is no UTF-8 text"):
+        qcompiler.from_graphsurgeon(graph)
+    graph.nodes[0].attrs["blob"] = "ü".encode()
+    assert next(iter(qcompiler.from_graphsurgeon(graph).graph)).attributes["blob"].value == "ü"
+
+
 def test_what_cannot_be_held_is_named() -> None:
     sequence = helper.make_sequence_type_proto(helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, None)))
     nested = model_of([helper.make_node("Identity", ["x"], ["y"])], [helper.make_value_info("x", sequence)],
@@ -248,6 +363,19 @@ def test_what_cannot_be_held_is_named() -> None:
     graph = hand_made(gs.Node("Identity", inputs=[x], outputs=[y]), inputs=[x], outputs=[y])
     with pytest.raises(ModelError, match="tensor 'x' is a map_type, of which onnx-graphsurgeon keeps a part only"):
         qcompiler.from_graphsurgeon(graph)
+
+
+def test_weights_are_shared_and_everything_else_is_not() -> None:
+    graph = add_constants("one", "two")
+    model = qcompiler.from_graphsurgeon(graph)
+    one, two = (n.inputs[1] for n in graph.nodes)
+    one.values[:] = 5
+    two.values = np.full((1,), 7, np.float32)
+    graph.nodes[0].inputs.clear()
+    graph.inputs[0].name = "other"
+    held = [v.const_value.numpy().tolist() for v in model.graph.initializers.values() if v.const_value is not None]
+    assert held == [[5.0], [2.0]]
+    assert [[v.name for v in n.inputs if v is not None] for n in model.graph] == [["x", "one"], ["t", "two"]]
 
 
 # ---- compile --------------------------------------------------------------------------------------------------------

@@ -147,11 +147,48 @@ def test_dynamic_quantization_needs_no_data_and_excluded_nodes_stay_float(tmp_pa
     first = quantizer_of(folder).quantize(save_dir=tmp_path / "a", quantization_config=config, guard=False)
     forms = json.loads((first / "code_lm_quantized.decisions.json").read_text())["forms"]
     assert set(forms.values()) == {"dynamic"}
-    config.nodes_to_exclude = [sorted(forms)[0]]
+    nodes = onnx.load(reference.model, load_external_data=False).graph.node
+    others = [next(n.name for n in nodes if n.op_type == op) for op in ("LayerNormalization", "Softmax", "Reshape")
+              if any(n.op_type == op and n.name for n in nodes)]  # fmt: skip
+    assert others
+    assert not set(others) & set(forms)  # they are in no group: Optimum's preprocessors name such nodes
+    config.nodes_to_exclude = [sorted(forms)[0], *others]
     second = quantizer_of(folder).quantize(save_dir=tmp_path / "b", quantization_config=config, guard=False)
     left = json.loads((second / "code_lm_quantized.decisions.json").read_text())["forms"]
     assert set(forms) - set(left) == {config.nodes_to_exclude[0]}
     onnx.checker.check_model(second / "code_lm_quantized.onnx")
+    config.nodes_to_exclude = [sorted(forms)[0] + "x"]
+    with pytest.raises(PassError, match=f"nodes_to_exclude names '{sorted(forms)[0]}x', which no node is; there are: "):
+        quantizer_of(folder).quantize(save_dir=tmp_path / "c", quantization_config=config, guard=False)
+
+
+def test_nodes_that_a_preprocessor_of_optimum_excludes_stay_float(tmp_path: Path) -> None:
+    from optimum.onnxruntime import AutoQuantizationConfig
+    from optimum.onnxruntime.preprocessors import QuantizationPreprocessor
+    from optimum.onnxruntime.preprocessors.passes import ExcludeLayerNormNodes, ExcludeNodeAfter
+
+    nodes = [onnx.helper.make_node("ReduceMean", ["x"], ["m"], name="mean", axes=[-1]),
+             onnx.helper.make_node("Sub", ["x", "m"], ["s"], name="sub"),
+             onnx.helper.make_node("MatMul", ["s", "w"], ["p"], name="first"),
+             onnx.helper.make_node("Tanh", ["p"], ["t"], name="tanh"),
+             onnx.helper.make_node("MatMul", ["t", "w"], ["y"], name="second")]  # fmt: skip
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 64]) for n in "xy")
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [onnx.numpy_helper.from_array(weight, "w")])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+              folder / "model.onnx")  # fmt: skip
+    reference = compile_by_command("digits_resnet", tmp_path / "ref")
+    shutil.copy(folder_of(reference, tmp_path / "demo") / "config.json", folder)
+    preprocessor = QuantizationPreprocessor()
+    preprocessor.register_pass(ExcludeLayerNormNodes())
+    preprocessor.register_pass(ExcludeNodeAfter("ReduceMean", "Sub"))
+    preprocessor.register_pass(ExcludeNodeAfter("Tanh", "MatMul"))
+    assert preprocessor.collect(folder / "model.onnx")[1] == {"sub", "second"}
+    config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=False)
+    out = quantizer_of(folder).quantize(config, tmp_path / "out", preprocessor=preprocessor, guard=False)
+    assert json.loads((out / "model_quantized.decisions.json").read_text())["forms"] == {"first": "dynamic"}
 
 
 def test_what_cannot_be_honoured_is_refused(tmp_path: Path) -> None:

@@ -84,9 +84,8 @@ def test_batches_of_every_kind_are_the_same_data(kind: str) -> None:
     }[kind]()
     from qcompiler.doors.torch import compile_module
 
-    module = network().train()
+    module = network()
     made = compile_module(module, EXAMPLE, source, STATIC, input_names=["input"])
-    assert module.training  # as it was
     plain = [{"input": b.numpy()} for b in data.split(4)]
     expected = qcompiler.compile(
         torch.onnx.export(network(), EXAMPLE, input_names=["input"], dynamo=True, verbose=False),
@@ -107,6 +106,58 @@ def test_inputs_by_name_and_open_batches() -> None:
     assert not made.model.graph.inputs[0].shape.is_static()
     (found,) = made.session(threads=1).run(None, {"left": data[1][0].numpy(), "right": data[1][1].numpy()})
     assert found.shape == (7, 32)
+
+
+PLAIN = Options(target="ort-x86", guard=False)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_part_of_a_module_keeps_its_mode(fails: bool) -> None:
+    from qcompiler.doors.torch import compile_module
+
+    module = network().train()
+    module[1].eval()  # a BatchNorm that is frozen for fine-tuning
+    modes = [part.training for part in module.modules()]
+    assert sorted(set(modes)) == [False, True]
+    statistics = module[1].running_mean.clone()
+    if fails:
+        with pytest.raises(ModelError):
+            compile_module(module, (torch.zeros(4, 5, 8, 8),))
+    else:
+        made = compile_module(module, EXAMPLE, options=PLAIN)
+        assert not [n for n in made.model.graph if n.op_type == "BatchNormalization" and len(n.outputs) > 1]
+    assert [part.training for part in module.modules()] == modes
+    assert torch.equal(module[1].running_mean, statistics)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_tensor_alone_is_the_first_input(rows: int) -> None:
+    from qcompiler.doors.torch import compile_module
+
+    example = torch.zeros(rows, 3, 8, 8)
+    made = compile_module(network(), example, options=PLAIN)
+    assert [v.shape.numpy() for v in made.model.graph.inputs] == [(rows, 3, 8, 8)]
+    assert made.to_bytes() == compile_module(network(), (example,), options=PLAIN).to_bytes()
+
+
+class Refuses(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def forward(self, x: Any) -> Any:
+        raise ValueError("\n\x1b[31mno such thing\x1b[0m\nmore of it")
+
+
+def test_a_reason_is_one_plain_line() -> None:
+    from qcompiler.doors.torch import compile_module
+
+    for module, example, reason in (
+        (Refuses(), torch.zeros(1), "torch.onnx cannot export Refuses: ValueError: no such thing"),
+        (network(), torch.zeros(4, 5, 8, 8), "torch.onnx cannot export Sequential: RuntimeError: "),
+    ):
+        with pytest.raises(ModelError) as caught:
+            compile_module(module, (example,))
+        text = str(caught.value)
+        assert text.startswith(reason)
+        assert text.isprintable()  # neither colours nor line breaks
+    assert "5" in text, "the number of channels that does not fit"
 
 
 def test_what_is_wrong_is_said() -> None:
@@ -133,9 +184,9 @@ def test_the_reader_knows_a_program_without_importing_torch(tmp_path: Path) -> N
     assert done.stdout == "False\n"
 
 
-def test_weights_of_a_program_are_not_tied_to_the_module_s() -> None:
+def test_weights_of_a_program_are_those_of_the_module_and_not_copied() -> None:
     module = network()
     program = export(module, EXAMPLE)
-    model = read_model(program)
-    name = next(n for n, v in model.graph.initializers.items() if v.const_value.nbytes > 500)
-    assert isinstance(model.graph.initializers[name].const_value.numpy(), np.ndarray)
+    held = [v.const_value for v in read_model(program).graph.initializers.values() if v.const_value is not None]
+    weight = module[-1].weight.detach().numpy()
+    assert any(np.shares_memory(t.numpy(), weight) for t in held if t.dtype.is_floating_point())

@@ -46,7 +46,7 @@ def test_the_last_one_needed_is_told_to_one_caller() -> None:
         thread.join()
     assert told == [50]
     assert len(samples.close()) == 50
-    assert len(samples) == 0
+    assert samples.close() == []
 
 
 def test_bytes_are_bounded() -> None:
@@ -62,4 +62,13 @@ def test_nothing_is_taken_after_the_end() -> None:
     samples.add({"x": np.zeros(1)})
     assert len(samples.close()) == 1
     assert not samples.add({"x": np.zeros(1)})
+    assert samples.close() == []
+
+
+def test_the_count_stays_after_the_requests_are_handed_over() -> None:
+    samples = Samples(2, 1 << 20)
+    feed = {"x": np.zeros(4, np.float32)}
+    assert [samples.add(feed) for _ in range(3)] == [False, True, False]
+    assert len(samples.close()) == 2
+    assert len(samples) == 2
     assert samples.close() == []

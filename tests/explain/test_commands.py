@@ -240,3 +240,17 @@ def test_a_quantized_model_shows_the_numbers_around_a_node(call: Call, place: Pa
     assert by_role["input"]["format"] == "uint8"
     assert by_role["bias"]["format"] == "int32, per channel of axis 0, symmetric"
     assert len(by_role["output"]["scale"]) == 1
+
+
+def test_a_dump_alone_does_not_claim_to_know_the_reason(call: Call, place: Path) -> None:
+    override = place / "o.toml"
+    override.write_text('[[override]]\nmatch = "/block/Conv1"\nform = "float"\n')
+    options = Options(
+        calibration=place / "f.npz", guard=False, target="ort-x86", dump=place / "dump", overrides=override
+    )
+    compile_model(str(place / "m.onnx"), options)
+    code, out, _ = call("explain", "--dump", place / "dump", "/block/Conv1", "--json")
+    assert code == 0
+    (account,) = json.loads(out)["accounts"]
+    assert account["causes"][0]["code"] == "not-recorded"
+    assert "--report" in account["causes"][0]["advice"]

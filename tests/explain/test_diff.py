@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from qcompiler.cli_compile import report_json
 from qcompiler.compiler import compile_model
 from qcompiler.explaining.build_diff import Difference, diff_dict, diff_sides
 from qcompiler.explaining.build_sides import read_side
 from qcompiler.explaining.evidence import ExplainError
 from qcompiler.options import Options
+from qcompiler.results import report_json
 from tests.synthetic import feeds_of, residual_cnn
 
 SOURCE = residual_cnn().SerializeToString()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from qcompiler.pipeline.parse import read_passes
 from qcompiler.pipeline.pipeline import Pipeline
 from qcompiler.pipeline.registry import PassRegistry, needed_phases
 from qcompiler.pipeline.state import CompileState
+from qcompiler.recipes.recipe import Override, load_recipe
 from qcompiler.targets.target import load_target
 from tests.extend.foreign import MODELS, convolutions, feeds_of, outputs, to_text, transformer_block
 
@@ -270,6 +271,83 @@ def test_quantized_models_of_others_are_taken_as_qdq() -> None:
     np.testing.assert_array_equal(outputs(to_text(model), feed)["y"], before["y"])
     lowered = ir.from_proto(onnx.load_model_from_string(compiled.to_bytes()))
     assert not ir_pass("avoid-engine-traps", phase=Phase.LOWERED)(lowered).modified
+
+
+def overridable(opset: int = 13) -> ir.Model:
+    """Return a float32 model with a weight that callers may override, and names that import would change."""
+    rng = np.random.default_rng(0)
+    weight = onnx.numpy_helper.from_array(rng.normal(0, 1, (64, 64)).astype(np.float32), "w")
+    x, w, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
+               for n, s in (("x", ["n", 64]), ("w", [64, 64]), ("y", ["n", 64])))  # fmt: skip
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["h"], name="mm"), onnx.helper.make_node("Relu", ["h"], ["y"])]
+    graph = onnx.helper.make_graph(nodes, "g", [x, w], [y], [weight])
+    return ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)],
+                                                ir_version=8))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["widen-half-precision", "import-qdq", "fold-focus", "smooth-activations"])
+def test_a_pass_before_planning_that_finds_nothing_leaves_the_model_untouched(name: str) -> None:
+    model = overridable()
+    before, nodes = to_text(model), list(model.graph)
+    result = ir_pass(name)(model)
+    assert (result.modified, to_text(model)) == (False, before)
+    assert list(model.graph) == nodes
+    assert carried_state(model) is None
+    assert model.opset_imports[""] == 13
+    assert [v.name for v in model.graph.inputs] == ["x", "w"]
+
+
+def test_half_precision_is_widened_where_there_is_any() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 13]> g (float16[N,4] x) => (float16[N,4] y) { y = Exp(x) }'
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    assert ir_pass("widen-half-precision")(model).modified
+    assert [n.op_type for n in model.graph] == ["Cast", "Exp", "Cast"]
+    state = carried_state(model)
+    assert state is not None
+    assert state.half is ir.DataType.FLOAT16
+
+
+WRONG = replace(load_recipe("int8-dynamic"), overrides=(Override("nosuch", "float"),))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"recipe": WRONG}, "override 'nosuch' matches no group"),
+        ({"forms": {"nn": "dynamic"}}, "for the group 'nn', which the model does not have; known: mm$"),
+        ({"forms": {"mn": "dynamic"}}, r"the group 'mn', which the model does not have; did you mean mm\?"),
+        ({"forms": {"mn": "float"}, "recipe": "int8-dynamic"}, "the group 'mn', which the model does not have"),
+        ({"forms": {"mm": "weight-only"}}, "mm cannot be weight-only; it can be float, .*dynamic"),
+    ],
+)
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_pass_that_raises_leaves_the_model_as_it_was(given: dict[str, object], reason: str, carried: bool) -> None:
+    model = overridable(21)
+    del model.graph.inputs[1]
+    if carried:
+        ir_pass("import-qdq", target="ort-x86")(model)
+        next(iter(model.graph)).outputs[0].name = "y"  # a name used twice, which the next pass would change
+    before, graph, state = to_text(model), model.graph, model.graph.meta.get("qcompiler.state")
+    with pytest.raises(PassError, match=reason):
+        ir_pass("plan-quantization", target="ort-x86", **given)(model)  # type: ignore[arg-type]
+    assert to_text(model) == before
+    assert model.graph is graph
+    assert model.graph.meta.get("qcompiler.state") is state
+    assert [v.const_value.name for v in graph.initializers.values() if v.const_value is not None] == ["w"]
+
+
+def test_forms_are_taken_and_unknown_ones_refused() -> None:
+    with pytest.raises(PassError, match=r"unknown form 'statik' of the group 'mm'; did you mean static\b"):
+        ir_pass("plan-quantization", forms={"mm": "statik"})  # type: ignore[dict-item]
+    with pytest.raises(PassError, match="unknown form 'bogus' of the group 'mm'; known: dynamic, float, static, "):
+        ir_pass("plan-quantization", forms={"mm": "bogus"})  # type: ignore[dict-item]
+    for form in ("float", "dynamic"):
+        model = overridable()
+        del model.graph.inputs[1]
+        assert ir_pass("plan-quantization", target="ort-x86", forms={"mm": form})(model).modified  # type: ignore[dict-item]
+        state = carried_state(model)
+        assert state is not None
+        assert state.plan.form("mm") == form
 
 
 def test_what_cannot_be_made_is_refused() -> None:

@@ -156,7 +156,7 @@ def test_compile_knows_target_and_recipe_and_records_the_plugin() -> None:
     model = onnx.parser.parse_model(f"{HEAD} <float[8,8] w = {{{','.join(map(str, weight.ravel()))}}}> "
                                     "{ a = Neg(x) b = Neg(a) y = MatMul(b, w) }")  # fmt: skip
     feeds = [{"x": np.random.default_rng(i).standard_normal((4, 8)).astype(np.float32)} for i in range(6)]
-    asked = Options("edge-npu", "edge-int8", feeds, guard=False)
+    asked = Options(target="edge-npu", recipe="edge-int8", calibration=feeds, guard=False)
     compiled = qcompiler.compile(model, target="edge-npu", recipe="edge-int8", calibration=feeds, guard=False)
     assert [n.op_type for n in compiled.model.graph if n.op_type == "Neg"] == []
     assert ("cancel-negations", 1) in compiled.report.passes
@@ -170,7 +170,7 @@ def test_compile_knows_target_and_recipe_and_records_the_plugin() -> None:
 def test_another_plugin_version_is_another_build(installed: Installer, monkeypatch: pytest.MonkeyPatch) -> None:
     model = onnx.parser.parse_model(f"{HEAD} {{ y = Relu(x) }}")
     plain = qcompiler.compile(model, target="ort-x86", guard=False)
-    lock = make_lock(model, Options("ort-x86", guard=False), plain)
+    lock = make_lock(model, Options(target="ort-x86", guard=False), plain)
     keys = [entry_key("m", {})]
     site = installed("abs-rules", {"abs_rules.py": RULES_TEXT}, {RULES: {"canonicalize": "abs_rules:TWICE_ABS"}})
     keys.append(entry_key("m", {}))
@@ -321,6 +321,92 @@ def test_a_broken_recipe_names_its_package(installed: Installer, call: Call) -> 
         load_recipe("pie")
 
 
+DAMAGED = {
+    "malformed line": (b"[console_scripts]\nno equals sign here\n", "Error: "),
+    "not UTF-8": (b"[qcompiler.passes]\na = m:\xff\n", "UnicodeDecodeError: "),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_metadata_that_cannot_be_read_breaks_nothing_and_is_named(
+    case: str, installed: Installer, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, reason = DAMAGED[case]
+    site = installed("some-tool", {}, {}, "0.9")
+    (site / "some_tool-0.9.dist-info" / "entry_points.txt").write_bytes(content)
+    installed("abs-rules", {"abs_rules.py": RULES_TEXT}, {RULES: {"canonicalize": "abs_rules:TWICE_ABS"}})
+    assert plugins.plugin_versions() == {"abs-rules": "1.0"}
+    for command in ("passes", "patterns", "targets", "recipes"):
+        listed = call(command)
+        assert listed.code == 0
+        assert listed.stderr.count("warning: the entry points of some_tool cannot be read: ") == 1
+        assert reason in listed.stderr
+        assert listed.stderr.endswith("uninstall some_tool, or go on without other packages: QCOMPILER_PLUGINS=none\n")
+    for wanted in ("none", "abs-rules"):
+        monkeypatch.setenv(plugins.PLUGINS, wanted)
+        assert (call("passes").code, call("passes").stderr) == (0, "")
+    monkeypatch.setenv(plugins.PLUGINS, "some-tool")
+    with pytest.raises(PluginError, match="the entry points of some_tool cannot be read"):
+        plugins.offers(PASSES)
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_new_process_works_beside_metadata_that_cannot_be_read(case: str, installed: Installer) -> None:
+    site = installed("some-tool", {}, {}, "0.9")
+    (site / "some_tool-0.9.dist-info" / "entry_points.txt").write_bytes(DAMAGED[case][0])
+    onnx.save(onnx.parser.parse_model(f"{HEAD} {{ y = Relu(x) }}"), site / "m.onnx")
+    code = "import sys; from qcompiler.cli import main; sys.exit(main())"
+    compiling = ("compile", "m.onnx", "-o", "out.onnx", "--target", "ort-x86", "--no-guard", "--quiet")
+    for arguments, wanted in ((("passes",), "none"), (compiling, "none"), (compiling, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=site,
+            env={**os.environ, "PYTHONPATH": str(site), plugins.PLUGINS: wanted},
+        )  # fmt: skip
+        assert (done.returncode, "error" in done.stderr) == (0, False), done.stderr
+
+
+def test_none_reads_nothing_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise AssertionError("nothing needs to be read")
+
+    monkeypatch.setattr("importlib.metadata.distributions", refuse)
+    monkeypatch.setenv(plugins.PLUGINS, " None ")
+    assert [plugins.offers(group) for group in plugins.GROUPS] == [()] * 4
+    assert plugins.unreadable() == ()
+
+
+def test_entry_points_without_metadata_have_the_name_of_their_folder(installed: Installer) -> None:
+    site = installed("edge-tools", {}, {PASSES: {"cancel-negations": "edge_tools:CancelNegations"}})
+    (site / "edge_tools-1.0.dist-info" / "METADATA").unlink()
+    assert shipped_passes().with_entry_points().owner("cancel-negations") == "edge_tools 1.0"
+    (site / "edge_tools-1.0.dist-info").rename(site / "edge_tools.egg-info")
+    assert shipped_passes().with_entry_points().owner("cancel-negations") == "edge_tools"
+
+
+def test_entry_points_that_are_edited_in_place_are_seen(installed: Installer) -> None:
+    site = installed("edge-tools", {}, {PASSES: {"one": "edge_tools:One"}})
+    points = site / "edge_tools-1.0.dist-info" / "entry_points.txt"
+    assert [o.name for o in plugins.offers(PASSES)] == ["one"]
+    points.write_text("[qcompiler.passes]\ntwo = edge_tools:Two\n")
+    os.utime(points, ns=(1, 10**18))  # a clock may be too coarse for two edits of one test
+    assert [o.name for o in plugins.offers(PASSES)] == ["two"]
+    points.unlink()
+    assert plugins.offers(PASSES) == ()
+    points.write_text("[qcompiler.passes]\nthree = edge_tools:Three\n")
+    assert [o.name for o in plugins.offers(PASSES)] == ["three"]
+
+
+@pytest.mark.usefixtures("everything")
+def test_a_distribution_that_is_not_there_cannot_be_chosen(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.PLUGINS, "edge-tools,edge-tolls")
+    done = call("passes")
+    assert done.code == 2
+    assert done.stderr.startswith("error: QCOMPILER_PLUGINS names 'edge-tolls', which is not installed; ")
+    assert "edge-tools" in done.stderr.partition(";")[2]
+    monkeypatch.setenv(plugins.PLUGINS, "numpy")
+    assert plugins.plugin_versions() == {}  # it is there, and offers nothing
+
+
 def test_a_recipe_that_names_a_pass_of_a_later_phase_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "late.toml"
     recipe.write_text('passes = "fuse-qdq"\n')
@@ -359,7 +445,7 @@ def test_installed_by_pip_and_used_from_another_process(tmp_path: Path) -> None:
         pytest.skip(f"pip cannot build here: {done.stderr.strip().splitlines()[-1]}")
     code = (
         "import json, sys, qcompiler\n"
-        "assert 'importlib.metadata' not in sys.modules or True\n"
+        "assert 'qcompiler.plugins' not in sys.modules\n"
         "from qcompiler.passes.catalog import shipped_passes\n"
         "from qcompiler.targets.target import load_target\n"
         "from qcompiler.plugins import plugin_versions\n"

@@ -19,14 +19,17 @@ from qcompiler.ir.serialize import to_bytes
 F = TensorProto.FLOAT
 
 
+B = TensorProto.BOOL
+
+
 def graph(
-    nodes: list[onnx.NodeProto], shape: list[Any], weights: dict[str, Any] | None = None, rank: int = 2
+    nodes: list[onnx.NodeProto], shape: list[Any], weights: dict[str, Any] | None = None, rank: int = 2, kind: int = F
 ) -> ir.Model:
-    """Return a model of x to y of a rank, in opset 21, without any types inside."""
+    """Return a model of x to y of a rank, both of one type, in opset 21, without any types inside."""
     constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()]
     made = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", F, shape)],
-        [helper.make_tensor_value_info("y", F, [f"y{i}" for i in range(rank)])], constants,
+        nodes, "g", [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, [f"y{i}" for i in range(rank)])], constants,
     )  # fmt: skip
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     return ir.from_proto(proto)
@@ -38,7 +41,9 @@ def lowered(model: ir.Model, version: int) -> ir.Model:
     set_opset(made, version)
     assert made.opset_imports[""] == version
     onnx.checker.check_model(onnx.load_from_string(to_bytes(made)), full_check=True)
-    x = np.random.default_rng(0).normal(0, 1, (4, 6)).astype(np.float32)
+    dtype = made.graph.inputs[0].dtype
+    assert dtype is not None
+    x = np.random.default_rng(0).normal(0, 3, (4, 6)).astype(dtype.numpy())
     plain = EngineOptions(threads=1, optimize=False)
     before, after = (OrtEngine().load(m, plain).run({"x": x}) for m in (model, made))
     for name, array in before.items():
@@ -66,6 +71,28 @@ def test_reductions_get_their_axes_back_as_an_attribute(operator: str) -> None:
     assert len(reduction.inputs) == 1
     assert tuple(reduction.attributes["axes"].as_ints()) == (-1,)
     assert not made.graph.initializers
+
+
+@pytest.mark.parametrize("kind", ["FLOAT16", "DOUBLE", "INT32", "INT64", "INT8", "UINT8"])
+@pytest.mark.parametrize("operator", ["ReduceMax", "ReduceMin"])
+def test_reductions_of_every_type_that_the_older_form_takes_are_lowered(operator: str, kind: str) -> None:
+    node = helper.make_node(operator, ["x", "axes"], ["y"], keepdims=0)
+    model = graph([node], [4, 6], {"axes": np.array([0])}, 1, TensorProto.DataType.Value(kind))
+    (reduction,) = lowered(model, 13).graph
+    assert tuple(reduction.attributes["axes"].as_ints()) == (0,)
+
+
+@pytest.mark.parametrize("operator", ["ReduceMax", "ReduceMin"])
+def test_a_type_that_the_older_form_does_not_take_holds_a_reduction(operator: str) -> None:
+    node = helper.make_node(operator, ["x", "axes"], ["y"], keepdims=0, name="any")
+    model = graph([node], [4, 6], {"axes": np.array([1])}, 1, B)
+    before = to_bytes(model)
+    assert min_opset(model.clone()) == 20
+    for version in (13, 17, 18, 19):
+        with pytest.raises(ModelError, match=rf"to opset {version}: {operator} 'any' needs at least 20$"):
+            set_opset(model, version)
+    assert to_bytes(model) == before
+    lowered(model, 20)
 
 
 def test_reductions_over_everything() -> None:

@@ -119,6 +119,24 @@ def test_a_failure_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "m.onnx").read_bytes() == (tmp_path / "m.data").read_bytes() == b"old"
 
 
+def test_a_model_that_cannot_be_replaced_keeps_its_old_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights have their name already when the model fails."""
+    for name in ("m.onnx", "m.data"):
+        (tmp_path / name).write_bytes(b"old")
+    real = os.replace
+
+    def held(source: Path, target: Path) -> None:
+        if target.name == "m.onnx":
+            raise PermissionError(errno.EACCES, "permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    with pytest.raises(ModelError, match=r"cannot write .*m\.onnx: permission denied"):
+        save_model(model(), tmp_path / "m.onnx", external="m.data")
+    assert names(tmp_path) == ["m.data", "m.onnx"]
+    assert (tmp_path / "m.onnx").read_bytes() == (tmp_path / "m.data").read_bytes() == b"old"
+
+
 def test_unwritable_places_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot write .*nowhere/m\.onnx: No such file"):
         save_model(model(), tmp_path / "nowhere" / "m.onnx")

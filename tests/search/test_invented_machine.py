@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from qcompiler.backends.readback import INTEGER_KERNELS
 from qcompiler.compiled import CompiledModel
 from qcompiler.compiler import compile_model
 from qcompiler.decisions import Decisions
+from qcompiler.engine import ModelLike
 from qcompiler.ir.graph import all_nodes
 from qcompiler.options import Options
+from qcompiler.search.timing import Timing
 from tests.search.machine import InventedMachine
 from tests.synthetic import feeds_of, image_feeds, model, normal, regions_cnn
 
@@ -173,3 +176,21 @@ def test_a_slow_product_stays_float_and_the_other_is_dynamic(slow: str) -> None:
     assert compile_model(MLP.SerializeToString(), replay).to_bytes() == made.to_bytes()
     bare = Options(decisions=made.decisions)
     assert compile_model(MLP.SerializeToString(), bare).to_bytes() == made.to_bytes()  # dynamic needs no data
+
+
+class Unsteady(InventedMachine):
+    """A machine whose medians tell another story than its minima."""
+
+    def compare(self, models: Mapping[str, ModelLike]) -> dict[str, Timing]:
+        found = super().compare(models)
+        return {n: Timing(t.minimum, t.median * (3.0 if n == "model" else 1.0), t.rounds) for n, t in found.items()}
+
+
+def test_unsteady_timing_is_told() -> None:
+    def said(machine: InventedMachine) -> list[str]:
+        made = compile_model(CNN, Options(calibration=FEEDS, stopwatch=machine))
+        return [w for w in made.report.warnings if "timing was unsteady" in w]
+
+    assert said(InventedMachine()) == []
+    (warning,) = said(Unsteady())
+    assert "compile again when it is idle" in warning

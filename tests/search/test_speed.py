@@ -177,8 +177,8 @@ def test_choose_profiles_each_variant_once_and_says_what_it_saw() -> None:
     forms = made.choose(dict.fromkeys(groups, "static"), dict.fromkeys(groups, "float"), {})
     assert forms == {"c0": "static", "c1": "static", "c3": "float", "c4": "static"}
     assert made.figures["profile_us"] == {"float": 400.0, "static": 550.0}
-    assert made.why["c3"] == "float: measured float 100 us, static 400 us (conversions apart)"
-    assert made.why["c0"] == "static: measured float 100 us, static 50 us (conversions apart)"
+    assert made.why["c3"] == "float: measured float 100 us, static 400 us (without the conversions at its borders)"
+    assert made.why["c0"] == "static: measured float 100 us, static 50 us (without the conversions at its borders)"
     assert [set(f.values()) for f in machine.profiled] == [set(), {"static"}]
     assert made.predict(dict.fromkeys(groups, "static")) > made.predict(forms)
     assert made.predict({}) == 400.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,11 @@ import pytest
 from onnx.external_data_helper import ExternalDataInfo
 
 import qcompiler
+from qcompiler.agreement import Decided, agree, find_shared
+from qcompiler.backends.backend import Backend, Written
+from qcompiler.backends.catalog import open_backend
+from qcompiler.backends.triton.artifact import load_artifact
+from qcompiler.compilation import Compilation
 from qcompiler.compiled_set import CompiledSet
 from qcompiler.engine import Array, Feeds
 from qcompiler.options import Options
@@ -248,6 +254,25 @@ def test_a_graph_that_would_lose_much_of_its_speed_deviates():
     assert "on integers this graph runs at 0.87x of the speed" in row.why["decoder_with_past"]
 
 
+def test_the_figures_of_a_choice_that_was_refused_are_not_reported():
+    compiled = slow_at_out(50000.0)
+    compilations = {}
+    for name, machine in compiled.items():
+        compilations[name] = Compilation(
+            sources()[name], Options(calibration=complete_feeds()[name], stopwatch=machine, min_sqnr=0.0)
+        )
+        compilations[name].prepare()
+    shared = find_shared(compilations)
+    decided = {name: Decided(c, *c.decide(frozenset())) for name, c in compilations.items()}
+    agree(decided, shared)
+    refused = decided["decoder_with_past"]
+    assert "slower than float" in refused.refused["/out/MatMul"]
+    assert refused.forms.get("/out/MatMul", "float") == "float"
+    assert refused.figures == {}
+    figures = compilations["decoder_with_past"].decider.figures["agreement"]
+    assert figures == {"offered": 1, "taken": 0}
+
+
 def test_a_graph_that_would_miss_its_accuracy_bound_deviates():
     machines = {"decoder": InventedMachine(), "decoder_with_past": InventedMachine()}
     made = decided(machines, {"decoder_with_past": 60.0})
@@ -269,7 +294,6 @@ def test_the_record_repeats_what_was_agreed_without_a_clock():
 
 def test_activations_that_read_shared_weights_are_not_smoothed():
     from qcompiler.calibration.statistics import Statistics
-    from qcompiler.compilation import Compilation
     from qcompiler.smoother import choose_alphas, smoothable_channels
 
     spiky = [
@@ -323,18 +347,103 @@ def test_replaced_options_do_not_reach_other_graphs():
 
 
 def test_an_engines_own_files_hold_their_own_weights(plain: CompiledSet, tmp_path: Path):
-    with pytest.raises(qcompiler.TargetError, match=r"encoder.plan asks for tensorrt's own form"):
+    text = r"files is 'plan', but encoder was compiled for ort-.*, which is written as onnx; give files='onnx'"
+    with pytest.raises(qcompiler.TargetError, match=text):
         plain.save(tmp_path / "out", files="plan")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(qcompiler.TargetError, match="files is 'bin'; expected one of onnx, xml, plan"):
+    with pytest.raises(qcompiler.TargetError, match="files is 'bin'; expected one of onnx, xml, plan, qc"):
         plain.save(tmp_path / "out", files="bin")
+
+
+def two(target: str) -> CompiledSet:
+    pair = {name: sources()[name] for name in ("decoder", "decoder_with_past")}
+    return qcompiler.compile_together(pair, target=target, calibration=complete_feeds(), guard=False)
+
+
+def test_a_set_for_triton_is_written_as_artifacts_and_as_nothing_else(tmp_path: Path):
+    made = two("triton-sm90")
+    for kind in ("onnx", "xml", "plan"):
+        with pytest.raises(
+            qcompiler.TargetError, match=f"files is '{kind}', but decoder was compiled for triton-sm90, "
+        ):
+            made.save(tmp_path / "out", files=kind)
+    assert not (tmp_path / "out").exists()
+    written = made.save(tmp_path / "out")
+    assert [p.name for p in written.files] == ["decoder.qc", "decoder_with_past.qc", "decisions.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in written.files)
+    for name in made:
+        artifact = load_artifact(tmp_path / "out" / f"{name}.qc")
+        assert artifact.sm == 90
+        assert [p.name for p in artifact.program.inputs] == [str(v.name) for v in made[name].model.graph.inputs]
+    assert made.save(tmp_path / "out", files="qc").files == written.files  # replaces its own
+
+
+def test_a_failure_in_the_second_engine_file_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = two("openvino")
+
+    def save(backend: Backend, model: object, path: Path) -> Written:
+        path.with_suffix(".bin").write_bytes(b"half")
+        if path.stem == "decoder_with_past":
+            raise qcompiler.ModelError(f"cannot write {path}: No space left on device")
+        path.write_bytes(b"<net/>")
+        return Written((path, path.with_suffix(".bin")))
+
+    monkeypatch.setattr(type(open_backend(made["decoder"].target)), "save", save)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "decoder.xml").write_bytes(b"mine")
+    text = f"^cannot write {tmp_path / 'old' / 'decoder_with_past.xml'}: No space left on device$"
+    with pytest.raises(qcompiler.ModelError, match=text):
+        made.save(tmp_path / "old", files="xml")
+    assert [(p.name, p.read_bytes()) for p in (tmp_path / "old").iterdir()] == [("decoder.xml", b"mine")]
+    with pytest.raises(qcompiler.ModelError, match="No space left on device"):
+        made.save(tmp_path / "new", files="xml")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_that_is_left_to_do_names_the_files_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = two("tensorrt-sm89")
+    monkeypatch.setattr("qcompiler.backends.tensorrt.probe.Prober.builds", lambda prober, sm: False)
+    written = made.save(tmp_path / "it's", files="plan")
+    assert [p.name for p in written.files] == ["decoder.plan.onnx", "decoder_with_past.plan.onnx", "decisions.json"]
+    assert all(p.is_file() for p in written.files)
+    words = [word for line in written.note.splitlines()[1:] for word in shlex.split(line.partition("that GPU: ")[2])]
+    place = tmp_path / "it's"
+    assert f"--onnx={place / 'decoder.plan.onnx'}" in words
+    assert f"--saveEngine={place / 'decoder_with_past.plan'}" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "it is empty"), ("a/b", "it holds /"), ("a\\b", r"it holds \\"), ("C:a", "it holds :"),
+        ("a=b", "it holds ="),
+        ("past_*", r"it holds \*"), ("a\0b", "it holds a control character"),
+        ("a\nb", "it holds a control character"),
+        ("a\u2028b", "it holds a control character"), ("a\ud800", "it holds a control character"),
+        (".a", "begins or ends with a dot or a space"), ("a.", "ends with a dot"), ("..", "begins or ends with a dot"),
+        ("a ", "begins or ends with a dot or a space"), (" a", "begins or ends with a dot or a space"),
+        ("NUL", "Windows reserves it for a device"), ("con.past", "Windows reserves it"), ("Lpt1", "Windows reserves"),
+        (7, "expected a text, found int"), (None, "expected a text, found NoneType"), ("é" * 101, "longer than 200"),
+    ],
+)  # fmt: skip
+def test_a_name_that_no_file_or_option_can_have_is_one_error(name: str, why: str):
+    with pytest.raises(qcompiler.ModelError, match=f"cannot be the name of a graph: .*{why}.*; files are named after"):
+        qcompiler.compile_together({name: sources()["encoder"]}, guard=False)
+
+
+def test_names_that_files_can_have_are_taken(tmp_path: Path):
+    names = ("decoder with past", "console", "com10", "模型.v2", "a-b_c+d")
+    made = qcompiler.compile_together(dict.fromkeys(names, sources()["encoder"]), guard=False, target="ort-x86")
+    made.save(tmp_path / "out")
+    assert {p.stem for p in (tmp_path / "out").glob("*.onnx")} == set(names)
+    with pytest.raises(qcompiler.ModelError, match="names that differ in case only"):  # é as one sign and as two
+        qcompiler.compile_together(dict.fromkeys(("\u00e9", "e\u0301"), sources()["encoder"]), guard=False)
 
 
 def test_bad_names_and_tables_are_one_error():
     encoder = sources()["encoder"]
-    for name in ("", "a/b", ".a"):
-        with pytest.raises(qcompiler.ModelError, match="cannot be the name of a graph"):
-            qcompiler.compile_together({name: encoder}, guard=False)
     with pytest.raises(qcompiler.ModelError, match="names that differ in case only: a, A"):
         qcompiler.compile_together({"a": encoder, "A": encoder}, guard=False)
     with pytest.raises(qcompiler.ModelError, match="no model is given"):

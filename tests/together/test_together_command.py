@@ -109,6 +109,11 @@ def test_values_for_one_graph_and_for_all(place: Path, call: Call):
         ((*MODELS, "-o", "out", *DATA), "decoder: sample 0: input 'encoder_hidden_states' is missing"),
         ((*MODELS, "-o", "out", "--locked", "x.lock"), "a lock is of one graph: give --decisions FILE"),
         ((*MODELS, "-o", "out", "--save-as", "plan"), "--save-as plan is for tensorrt, but the target is ort-"),
+        ((*MODELS, "-o", "out", "--save-as", "qc", "--target", "cpu"), "qc is for triton, but the target is cpu"),
+        (
+            (*MODELS, "-o", "out", "--save-as", "onnx", "--target", "triton-sm90"),
+            "--save-as onnx does not fit the target triton-sm90, which is written as qc",
+        ),
         (("encoder.onnx", "-o", "out.onnx", "--link", "a.b=c.d"), "--link joins several models; give them all"),
         (("encoder.onnx", "-o", "out.onnx", "--save-as", "xml"), "--save-as is for several models"),
         (("encoder.onnx", "-o", "out.onnx", "-c", "a.npz", "-c", "b.npz"), "--calibration is given 2 times"),
@@ -124,6 +129,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(place: Path, call: Call, argum
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1 or "warning" in stderr
     assert sorted(p.relative_to(place) for p in place.rglob("*")) == before
+
+
+def test_models_for_triton_become_artifacts_without_asking(place: Path, call: Call):
+    code, stdout, stderr = call(*MODELS, "-o", "out", *DATA, *LINKED, "--no-guard", "--target", "triton-sm90")
+    assert code == 0, stderr
+    written = [f"{name}.qc" for name in sources()]
+    assert sorted(p.name for p in (place / "out").iterdir()) == sorted([*written, "decisions.json"])
+    assert "encoder.onnx -> out/encoder.qc" in stdout
+    assert "weights are stored once only in ONNX files: each .qc has its own" in stdout
+    assert "stored once" not in stdout.partition("together")[2].partition("wrote")[0]
+    again = call(*MODELS, "-o", "named", *DATA, *LINKED, *FAST, "--target", "triton-sm90", "--save-as", "qc")
+    assert again[0] == 0
+    assert {p.name: p.read_bytes() for p in (place / "named" / "encoder.qc").iterdir() if p.is_file()} == {
+        p.name: p.read_bytes() for p in (place / "out" / "encoder.qc").iterdir() if p.is_file()
+    }
 
 
 def test_a_record_of_other_graphs_is_refused(place: Path, call: Call):

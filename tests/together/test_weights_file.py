@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,44 @@ def test_equal_contents_have_equal_names_and_others_another():
     body = next(iter(other.graph)).attributes["then_branch"].as_graph()
     body.initializers["p_then"].const_value = ir.tensor(W + 1, name="p_then")
     assert same[0] == same[1] != lay_out({"a": other}).name
+
+
+def shifted(name: str, by: float) -> ir.Model:
+    """Return `branches` with other weights."""
+    made = branches(name, (16, 32))
+    for key in ("then", "else"):
+        body = next(iter(made.graph)).attributes[f"{key}_branch"].as_graph()
+        body.initializers[f"{name}_{key}"].const_value = ir.tensor(W + np.float32(by), name=f"{name}_{key}")
+    return made
+
+
+@pytest.mark.parametrize("stuck", ["a.onnx", "b.onnx", "decisions.json"])
+def test_a_file_that_cannot_be_replaced_leaves_the_older_build_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: str
+):
+    """As on Windows, where a session holds a file that it loaded."""
+    folder = tmp_path / "out"
+    write_together(folder, lay_out({"a": shifted("p", 1), "b": shifted("q", 2)}), {"decisions.json": "{}"})
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if target.name == stuck and source.suffix == ".part":
+            raise PermissionError(13, "Permission denied")
+        real(source, target)
+
+    newer = lay_out({"a": shifted("p", 3), "b": shifted("q", 4)})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(ModelError, match=r"cannot write to .*out: Permission denied"):
+            write_together(folder, newer, {"decisions.json": '{"new": 1}'})
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    x = np.zeros((16, 32), np.float32)
+    for name, by in (("a", 1), ("b", 2)):
+        session = onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(session.run(None, {"choose": np.array(True), "x": x})[0], W + np.float32(by))
+    write_together(folder, newer, {})
+    assert {p.name for p in folder.iterdir()} == {"a.onnx", "b.onnx", "decisions.json", newer.name}
 
 
 def test_places_that_cannot_be_written_are_one_error(tmp_path: Path):

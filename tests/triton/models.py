@@ -45,6 +45,30 @@ def residual_cnn() -> onnx.ModelProto:
     return _model(nodes, [x], [y], constants)
 
 
+def silu_cnn(extra: bool = False) -> onnx.ModelProto:
+    """Two convolutions with x * sigmoid(x) behind each, once the other way round; ``extra`` reads x once more."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], ["c1"], name="c1", pads=[1, 1, 1, 1]),
+        node("Sigmoid", ["c1"], ["s1"], name="s1"),
+        node("Mul", ["c1", "s1"], ["m1"], name="m1"),
+        node("Conv", ["m1", "w2"], ["c2"], name="c2"),
+        node("Sigmoid", ["c2"], ["s2"], name="s2"),
+        node("Mul", ["s2", "c2"], ["m2"], name="m2"),
+        node("Add", ["m2", "c2"], ["a2"], name="a2"),
+        node("GlobalAveragePool", ["a2" if extra else "m2"], ["g"], name="g"),
+        node("Flatten", ["g"], ["f"], name="f"),
+        node("Gemm", ["f", "w5", "b5"], ["y"], name="y"),
+    ]
+    constants = [
+        _constant("w1", 16, 3, 3, 3), _constant("b1", 16), _constant("w2", 32, 16, 1, 1), _constant("w5", 32, 10),
+        _constant("b5", 10),
+    ]  # fmt: skip
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 16, 16])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])
+    return _model([n for n in nodes if extra or n.name != "a2"], [x], [y], constants)
+
+
 def mlp_block() -> onnx.ModelProto:
     """Norm, product, gelu, product, residual sum, norm, classifier; any number of rows."""
     node = helper.make_node

@@ -1,9 +1,12 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from qcompiler.backends.triton.artifact import load_artifact
+from qcompiler.cli import app
 from qcompiler.errors import ModelError, TargetError
 from tests.triton import models
 
@@ -41,6 +44,19 @@ def test_the_text_has_one_line_per_step(saved: Path) -> None:
     assert lines[-1].startswith("5 steps: 5 kernels, 0 torch functions, 0 views, 0 on the host; reads ")
 
 
+def test_inspect_prints_the_plan(saved: Path) -> None:
+    found = CliRunner().invoke(app, ["inspect", str(saved)])
+    assert found.exit_code == 0
+    assert found.stdout == (saved / "plan.txt").read_text()
+
+
+def test_inspect_refuses_a_folder_without_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "m.qc").mkdir()
+    found = CliRunner().invoke(app, ["inspect", str(tmp_path / "m.qc")])
+    assert found.exit_code == 2
+    assert "is no model compiled for Triton" in " ".join(found.output.split())
+
+
 def test_the_same_model_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     models.compiled(models.mlp_block(), DATA).save(tmp_path / "again.qc")
     first, second = (json.loads((p / "plan.json").read_text()) for p in (saved, tmp_path / "again.qc"))
@@ -53,6 +69,25 @@ def test_saving_twice_replaces_the_folder(saved: Path, tmp_path: Path) -> None:
     models.compiled(models.mlp_block(), DATA).save(path)
     assert not (path / "old.txt").exists()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_folder_that_cannot_be_replaced_stays(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _copy(saved, tmp_path)
+    (path / "old.txt").write_text("x")
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    real = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if source.suffix == ".part" and target.suffix == ".qc":
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(ModelError, match=r"cannot write .*m\.qc: No space left on device"):
+        models.compiled(models.mlp_block(), DATA).save(path)
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.qc"]
 
 
 def test_a_changed_weight_is_told(saved: Path, tmp_path: Path) -> None:

@@ -24,13 +24,22 @@ print(float(np.abs(a - b).max() / np.ptp(a)))
 """
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp"])
-def test_kernels_give_what_references_give(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("cnn", "int8-static"),
+        ("silu", "int8-static"),
+        ("mlp", "int8-static"),
+        ("mlp", "int8-dynamic"),
+        ("mlp", "int4-weights"),
+    ],
+)
+def test_kernels_give_what_references_give(name: str, recipe: str, tmp_path: Path) -> None:
     import numpy as np
 
-    data = models.feeds(3, 2, 3, 16, 16) if name == "cnn" else models.feeds(3, 2, 5, 32)
-    model = models.residual_cnn() if name == "cnn" else models.mlp_block()
-    models.compiled(model, data).save(tmp_path / "m.qc")
+    data = models.feeds(3, 2, 5, 32) if name == "mlp" else models.feeds(3, 2, 3, 16, 16)
+    model = {"cnn": models.residual_cnn, "silu": models.silu_cnn, "mlp": models.mlp_block}[name]()
+    models.compiled(model, data, recipe).save(tmp_path / "m.qc")
     np.savez(tmp_path / "feed.npz", **data[0])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "m.qc"), str(tmp_path / "feed.npz")],

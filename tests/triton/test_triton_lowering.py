@@ -2,11 +2,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
 import pytest
 
 torch = pytest.importorskip("torch", reason="the executor needs torch")
 
 from qcompiler.backends.catalog import open_backend  # noqa: E402
+from qcompiler.backends.readback import Planned  # noqa: E402
+from qcompiler.backends.triton.backend import prove_steps  # noqa: E402
 from qcompiler.backends.triton.engine import TritonEngine  # noqa: E402
 from qcompiler.backends.triton.program import KERNEL, Program, build_program  # noqa: E402
 from qcompiler.compilation import Compilation  # noqa: E402
@@ -40,7 +45,7 @@ def test_a_cnn_is_kernels_from_the_first_quantization_to_the_classifier() -> Non
     made = models.compiled(models.residual_cnn(), CNN)
     program = build_program(made.model)
     assert _kernels(program) == {
-        "norm_quantize": 1, "int8_conv": 4, "int8_lookup": 1, "int8_pool": 2, "int8_matmul": 1,
+        "pointwise": 2, "int8_conv": 5, "int8_pool": 1, "int8_matmul": 1,
     }  # fmt: skip
     assert made.report.proof.missed == ()
     assert made.report.proof.fused["s"].startswith("int8_conv")
@@ -64,6 +69,56 @@ def test_the_residual_sum_stands_in_the_epilogue_of_its_convolution() -> None:
     assert steps["c3"].attributes["kind"] == "depthwise"
 
 
+def test_silu_stands_in_the_epilogue_of_what_computes_its_argument() -> None:
+    made = models.compiled(models.silu_cnn(), CNN)
+    program = build_program(made.model)
+    assert _kernels(program) == {"pointwise": 1, "int8_conv": 3, "int8_matmul": 1}
+    steps = {s.name: s for s in program.steps}
+    assert [steps[n].attributes["activation"] for n in ("c1", "c2")] == ["silu", "silu"]
+    assert made.report.proof.missed == ()
+    assert made.report.proof.fused["s2"] == made.report.proof.fused["m2"] == "int8_conv c2"
+
+
+def test_silu_of_what_something_else_reads_stays_a_table_and_a_product() -> None:
+    program = build_program(models.compiled(models.silu_cnn(extra=True), CNN).model)
+    steps = {s.name: s for s in program.steps}
+    assert steps["c1"].attributes["activation"] == "silu"
+    assert "activation" not in steps["c2"].attributes
+    assert [steps[n].attributes["op"] for n in ("s2", "m2", "a2")] == ["table", "mul", "add"]
+
+
+AVERAGE = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[n, 8, 12, 12] x) => (float[n, 8, p, q] y) {
+  c = Conv <pads = [1, 1, 1, 1]> (x, w)
+  a = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], count_include_pad = COUNT> (c)
+  y = Conv (a, v)
+}
+"""
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_average_is_a_kernel_where_all_windows_weigh_the_same(count: int) -> None:
+    model = onnx.parser.parse_model(AVERAGE.replace("COUNT", str(count)))
+    rng = np.random.default_rng(3)
+    for name, shape in (("w", (8, 8, 3, 3)), ("v", (8, 8, 1, 1))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    made = models.compiled(model, models.feeds(4, 2, 8, 12, 12))
+    kernels = _kernels(build_program(made.model))
+    assert (kernels["int8_conv"], kernels["int8_pool"]) == ((3, 0) if count else (2, 1))
+    assert [miss.kind for miss in made.report.proof.missed] == ([] if count else ["AveragePool"])
+
+
+def test_a_stand_in_is_a_miss_with_its_reason() -> None:
+    node = ir.Node("qcompiler.kernels", "int8_pool", [], attributes=[ir.AttrString("op", "average")], name="p")
+    chosen = ir.Node("qcompiler.kernels", "int8_pool", [], attributes=[ir.AttrString("op", "max")], name="m")
+    model = ir.Model(ir.Graph([], [], nodes=[node, chosen], opset_imports={"": 21}), ir_version=10)
+    proof = prove_steps([Planned("p", "AveragePool", (), ()), Planned("m", "MaxPool", (), ())], model)
+    assert proof.fused == {"m": "MaxPool of bytes"}
+    assert [(m.group, m.reason) for m in proof.missed] == [("p", "no-kernel")]
+    assert proof.missed[0].text.startswith("runs as torch functions on integers: averages have a kernel where")
+
+
 def test_a_transformer_block_fuses_norms_and_epilogues() -> None:
     made = models.compiled(models.mlp_block(), ROWS)
     program = build_program(made.model)
@@ -83,8 +138,9 @@ def test_numbers_are_those_of_onnx_runtime_on_the_same_graph(recipe: str) -> Non
     assert mean < 0.2
 
 
-def test_a_cnn_computes_what_onnx_runtime_computes() -> None:
-    worst, mean = _gap(models.residual_cnn(), CNN)
+@pytest.mark.parametrize("model", [models.residual_cnn(), models.silu_cnn()], ids=["residual", "silu"])
+def test_a_cnn_computes_what_onnx_runtime_computes(model: onnx.ModelProto) -> None:
+    worst, mean = _gap(model, CNN)
     assert worst < 4
     assert mean < 0.2
 

@@ -61,6 +61,7 @@ class TrtBackend(RunsLowered):
     engine: Engine = field(default_factory=PlainOrtEngine)
     emits_operators: bool = False
     measures: bool = False
+    files: tuple[str, ...] = ("onnx", "plan")
 
     @property
     def version(self) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ import onnx_ir as ir
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from qcompiler.backends.triton.kernel_calls import has_kernel
+from qcompiler.backends.triton.kernel_calls import kernels_of
 from qcompiler.backends.triton.program import Port, Program, Step, build_program
 from qcompiler.backends.triton.rendering import render_plan
 from qcompiler.backends.triton.shapes import dtype_of_array
 from qcompiler.engine import Array, ShapeRange
 from qcompiler.errors import ModelError
+from qcompiler.staging import Staging
 
 FORMAT = 1
 """Version of the artifact's form."""
@@ -81,22 +81,16 @@ def save_artifact(
     """
     program = build_program(model)
     text = render_plan(program, sm, plan_shapes(program, profiles, samples))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if path.exists() and not (path / PLAN).is_file():
+        raise ModelError(f"cannot write {path}: it is there and is no artifact; give another path, or remove it")
     try:
-        if path.exists() and not (path / PLAN).is_file():
-            raise ModelError(f"cannot write {path}: it is there and is no artifact; give another path, or remove it")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write(program, temporary, sm, text, profiles)
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        with Staging() as staging:
+            folder = staging.stage(path)
+            folder.mkdir(parents=True)
+            _write(program, folder, sm, text, profiles)
+            staging.commit()
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return text.splitlines()[-1] if text else ""
 
 
@@ -121,8 +115,8 @@ def _write(program: Program, folder: Path, sm: int, text: str, profiles: Mapping
     types = {name: [dtype_of_array(array), list(array.shape)] for name, array in weights.items()}
     (folder / WEIGHTS).write_bytes(save({name: _stored(array) for name, array in weights.items()}))
     (folder / TEXT).write_text(text, encoding="utf-8")
-    for kernel in sorted({s.operator for s in program.all_steps() if s.kind == "kernel" and has_kernel(s.operator)}):
-        _copy_sources(kernel, folder / KERNELS / kernel)
+    for kernel in sorted({k for s in program.all_steps() if s.kind == "kernel" for k in kernels_of(s.operator)}):
+        _copy_sources(resources.files("qcompiler.kernels").joinpath(kernel), folder / KERNELS / kernel)
     digests = {str(p.relative_to(folder).as_posix()): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     body = {
         "format": FORMAT, "qcompiler": metadata.version("qcompiler"), "sm": sm, "weights": types, "files": digests,
@@ -133,11 +127,13 @@ def _write(program: Program, folder: Path, sm: int, text: str, profiles: Mapping
     (folder / PLAN).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy_sources(kernel: str, folder: Path) -> None:
+def _copy_sources(kernel: Traversable, folder: Path) -> None:
     folder.mkdir(parents=True)
-    for source in resources.files("qcompiler.kernels").joinpath(kernel).iterdir():
+    for source in kernel.iterdir():
         if source.name.endswith((".py", ".json")):
             (folder / source.name).write_bytes(source.read_bytes())
+        elif source.is_dir() and source.joinpath("__init__.py").is_file():
+            _copy_sources(source, folder / source.name)
 
 
 def _gather(program: Program, weights: dict[str, Array]) -> None:

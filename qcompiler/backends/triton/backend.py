@@ -11,10 +11,11 @@ import onnx_ir as ir
 from qcompiler.backends.backend import RunsLowered, Written
 from qcompiler.backends.readback import Miss, Planned, Proof
 from qcompiler.backends.tensorrt.backend import PlainOrtEngine
+from qcompiler.backends.triton.kernel_calls import has_kernel
 from qcompiler.engine import Engine, EngineOptions, ShapeRange
 from qcompiler.errors import TargetError
 from qcompiler.ir.graph import all_nodes
-from qcompiler.passes.kernel_nodes import FOLDED, KERNEL_DOMAIN
+from qcompiler.passes.kernel_nodes import FOLDED, KERNEL_DOMAIN, is_kernel
 from qcompiler.pipeline.base import Pass
 
 SUFFIX = ".qc"
@@ -43,6 +44,7 @@ class TritonBackend(RunsLowered):
     engine: Engine = field(default_factory=PlainOrtEngine)
     emits_operators: bool = False
     measures: bool = False
+    files: tuple[str, ...] = ("qc",)
 
     @property
     def version(self) -> str:
@@ -102,30 +104,47 @@ class TritonBackend(RunsLowered):
 
 
 def prove_steps(planned: Sequence[Planned], model: ir.Model) -> Proof:
-    """Return which planned fusion is executed by which step of a lowered model."""
+    """Return which planned fusion is executed by which step of a lowered model.
+
+    One that a kernel of the project executes is fused, and so is one that only moves or selects stored numbers, by
+    torch. Everything else is a miss: torch functions in place of kernels, too.
+    """
     by_group: dict[str, list[ir.Node]] = {}
-    writers: dict[str, ir.Node] = {}
     for node in all_nodes(model):
         by_group.setdefault(str(node.name), []).append(node)
-        for value in node.outputs:
-            writers[str(value.name)] = node
     kernels = _kernels_by_origin(model)
     fused: dict[str, str] = {}
     missed = []
     for plan in planned:
         nodes = by_group.get(plan.group, [])
         found = next((n for n in nodes if n.domain == KERNEL_DOMAIN), None) or kernels.get(plan.group)
-        if found is not None:
+        if found is not None and has_kernel(found.op_type):
             fused[plan.group] = _shown(found, plan)
             continue
-        mover = next((n for n in nodes if n.op_type in _MOVERS and _integers(n)), None)
+        mover = next((n for n in nodes if (n.op_type in _MOVERS and _integers(n)) or _selects(n)), None)
         if mover is not None or (plan.kind in _MOVERS and not nodes):
             fused[plan.group] = f"{plan.kind} of bytes"
             continue
-        executed = nodes[0].op_type if nodes else "nothing"
-        text = f"runs as the torch function {executed} on floats, between Q/DQ steps"
-        missed.append(Miss(plan.group, plan.kind, "no-kernel", text))
+        missed.append(Miss(plan.group, plan.kind, "no-kernel", _why(found, nodes)))
     return Proof(len(planned), fused, tuple(missed), "from the plan's own steps; nothing was timed")
+
+
+def _why(found: ir.Node | None, nodes: Sequence[ir.Node]) -> str:
+    """Return why no kernel executes a group."""
+    if found is None:
+        executed = nodes[0].op_type if nodes else "nothing"
+        return f"runs as the torch function {executed} on floats, between Q/DQ steps"
+    if found.op_type == "int8_pool":
+        return (
+            "runs as torch functions on integers: averages have a kernel where their lengths are fixed, the channels "
+            "lie behind, and every window counts as many elements"
+        )
+    return f"runs as torch functions on integers: there is no kernel {found.op_type}"
+
+
+def _selects(node: ir.Node) -> bool:
+    """Return whether a node selects stored numbers."""
+    return is_kernel(node, "int8_pool") and node.attributes["op"].as_string() == "max"
 
 
 def _kernels_by_origin(model: ir.Model) -> dict[str, ir.Node]:

@@ -6,7 +6,7 @@ Not run yet on a GPU: the same steps and plans run on the CPU, as references and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +17,15 @@ from qcompiler.backends.triton.launcher import Launcher
 from qcompiler.backends.triton.program import CONTROL, Program
 from qcompiler.backends.triton.tensors import to_torch
 
-_HOSTED = frozenset({"NonZero", "Compress", "Range", "ReverseSequence"})
-"""Operators whose torch functions wait for the device: plans with them are not captured."""
+_HOSTED = frozenset({"NonZero", "Compress"})
+"""Operators whose results have shapes that the host must read: plans with them are not captured."""
 _WARM_UPS = 3
-"""Runs before a capture: kernels compile, and libraries choose and allocate."""
+"""Runs before a capture: kernels compile, libraries choose and allocate, contents of constants come to the host."""
 
 
 @dataclass
 class Graph:
-    """A captured plan: fixed inputs and outputs."""
+    """A captured plan: a graph with the tensors that it reads and writes, always the same."""
 
     graph: Any
     inputs: dict[str, Tensor]
@@ -34,43 +34,60 @@ class Graph:
 
 @dataclass
 class CudaExecutor(Executor):
-    """An executor that captures each plan once.
+    """An executor that captures each plan once; the graph goes with its plan.
+
+    One run at a time: all plans share the memory that graphs allocate, which is right since no graph reads what another
+    one left there, and results are copied before the next replay.
 
     Attributes:
-        graphs: captured plans by the shapes of their inputs.
+        pool: memory that the graphs share.
     """
 
-    graphs: dict[int, Graph] = field(default_factory=dict)
+    pool: Any = None
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Run once; inputs are copied to where the graph reads them."""
+        """Run once; inputs are copied to where the graph reads them, results out of where it writes them."""
         tensors = {name: to_torch(array) for name, array in feeds.items()}
         prepared = self.prepare({name: tuple(t.shape) for name, t in tensors.items()})
-        if not capturable(prepared):
-            return self.run_prepared(prepared, {n: t.to(self.device) for n, t in tensors.items()} | prepared.constants)
-        graph = self.graphs.get(id(prepared))
+        if prepared.graph is None and not prepared.eager:
+            self._capture(prepared, tensors)
+        graph = prepared.graph
         if graph is None:
-            graph = self._capture(prepared, tensors)
-            self.graphs = {k: g for k, g in self.graphs.items() if k in map(id, self.plans.values())}
-            self.graphs[id(prepared)] = graph
+            return self.run_prepared(prepared, {n: t.to(self.device) for n, t in tensors.items()} | prepared.constants)
         for name, tensor in tensors.items():
-            graph.inputs[name].copy_(tensor, non_blocking=True)
+            graph.inputs[name].copy_(tensor)
         graph.graph.replay()
         return {name: tensor.clone() for name, tensor in graph.outputs.items()}
 
-    def _capture(self, prepared: Prepared, tensors: Mapping[str, Tensor]) -> Graph:
+    def _capture(self, prepared: Prepared, tensors: Mapping[str, Tensor]) -> None:
+        """Warm up and capture, as torch's notes on CUDA graphs say; a plan that cannot be captured runs step by step.
+
+        Warming up on a stream of its own keeps what libraries allocate there apart from the graph's memory.
+        """
+        if not capturable(prepared):
+            prepared.eager = True
+            return
         inputs = {name: tensor.to(self.device).clone() for name, tensor in tensors.items()}
-        stream: Any = torch.cuda.Stream  # torch's types leave its constructor out
-        stream = stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        make: Any = torch.cuda.Stream  # torch's types leave its constructor out
+        side = make()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
                 self.run_prepared(prepared, inputs | prepared.constants)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(side)
+        if any(memo.waits for memo in prepared.memos.values()):
+            prepared.eager = True
+            return
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self.run_prepared(prepared, inputs | prepared.constants)
-        return Graph(graph, inputs, outputs)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                outputs = self.run_prepared(prepared, inputs | prepared.constants)
+        except RuntimeError:  # a library waits for the device: nothing was run, and the capture is over
+            prepared.eager = True
+            return
+        prepared.graph = Graph(graph, inputs, outputs)
 
 
 def capturable(prepared: Prepared) -> bool:

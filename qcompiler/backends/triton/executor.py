@@ -17,7 +17,7 @@ from qcompiler.backends.triton.plan import Plan, make_plan
 from qcompiler.backends.triton.program import CONTROL, KERNEL, TENSOR, Port, Program, Step
 from qcompiler.backends.triton.references import REFERENCES
 from qcompiler.backends.triton.tensors import TYPES, to_numpy, to_torch
-from qcompiler.backends.triton.torch_ops.call import Call
+from qcompiler.backends.triton.torch_ops.call import Call, Memo
 from qcompiler.backends.triton.torch_ops.catalog import FUNCTIONS
 from qcompiler.engine import Array, EngineValue, Feeds, TensorInfo
 from qcompiler.errors import CalibrationError, ModelError
@@ -34,11 +34,17 @@ class Prepared:
         plan: what to do.
         constants: what was computed while planning, on the device.
         views: the arena as tensors, by value.
+        memos: what torch functions keep, by the name of their first output.
+        graph: what a device captured of it.
+        eager: whether it cannot be captured.
     """
 
     plan: Plan
     constants: dict[str, Tensor]
     views: dict[str, Tensor]
+    memos: dict[str, Memo] = field(default_factory=dict)
+    graph: Any = None
+    eager: bool = False
 
 
 @dataclass
@@ -117,12 +123,24 @@ class Executor:
         elif step.kind == KERNEL:
             made = self._kernel(step, inputs, prepared)
         else:
-            made = self._torch(step, inputs)
+            made = self._torch(step, inputs, self._memo(step, prepared))
         for name, tensor in zip(step.outputs, made, strict=False):
             if name:
                 values[name] = self._keep(step, name, tensor, prepared)
 
+    def _memo(self, step: Step, prepared: Prepared | None) -> Memo:
+        """Return what a step keeps between runs of a plan; in a body, where nothing is planned, it keeps nothing."""
+        if prepared is None:
+            return Memo()
+        key = next(name for name in step.outputs if name)
+        if key not in prepared.memos:
+            fixed = {i for i, n in enumerate(step.inputs) if n in self.weights or n in prepared.constants}
+            prepared.memos[key] = Memo(frozenset(fixed))
+        return prepared.memos[key]
+
     def _keep(self, step: Step, name: str, tensor: Tensor, prepared: Prepared | None) -> Tensor:
+        if tensor.device.type != torch.device(self.device).type:
+            tensor = tensor.to(self.device)  # a shape, or a constant that a body makes
         view = None if prepared is None else prepared.views.get(name)
         if view is None or tensor is view:
             return tensor
@@ -137,16 +155,15 @@ class Executor:
         found = values.get(name)
         return self.weights[name] if found is None else found
 
-    def _torch(self, step: Step, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    def _torch(self, step: Step, inputs: Sequence[Tensor | None], memo: Memo) -> tuple[Tensor, ...]:
         attributes = {
             k: self.weights[v.removeprefix(TENSOR)] if isinstance(v, str) and v.startswith(TENSOR) else v
             for k, v in step.attributes.items()
         }
         wanted = sum(1 for _ in step.outputs)
-        call = Call(step.operator, inputs, attributes, wanted, self.program.opset)
         if step.operator in VIEWS and inputs[0] is not None and not inputs[0].is_contiguous():
-            call = Call(step.operator, [inputs[0].contiguous(), *inputs[1:]], attributes, wanted, self.program.opset)
-        return FUNCTIONS[step.operator](call)
+            inputs = [inputs[0].contiguous(), *inputs[1:]]
+        return FUNCTIONS[step.operator](Call(step.operator, inputs, attributes, wanted, self.program.opset, memo))
 
     def _kernel(self, step: Step, inputs: Sequence[Tensor | None], prepared: Prepared | None) -> tuple[Tensor, ...]:
         given: dict[str, Any] = dict(step.attributes)

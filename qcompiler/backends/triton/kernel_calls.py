@@ -7,14 +7,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from qcompiler.backends.triton.program import Step
 from qcompiler.kernels.catalog import contract_of, kernel_names
 from qcompiler.kernels.config import Config, load_table
 from qcompiler.kernels.contract import Contract
+from qcompiler.kernels.int4_matvec.contract import MOST_ROWS
+from qcompiler.kernels.norm_quantize.contract import MOST_COLUMNS
 from qcompiler.kernels.operand import Operand
+from qcompiler.kernels.pointwise.contract import collapse
 
 NUMBER = "_number"
 """Behind the name of a number in a step's attributes where an option of the kernel has the same name."""
+Tensors = dict[str, Any]
+Framed = tuple[str, Tensors]
+"""A kernel's name, and tensors in the shapes that it wants."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,19 @@ class KernelCall:
         return load_table(self.contract.name).choose(arch, self.dims, self.options)
 
 
-def has_kernel(name: str) -> bool:
+def kernels_of(operator: str) -> tuple[str, ...]:
+    """Return the kernels that a step's operator may launch, by its shapes; none if it is torch's alone."""
+    found = KERNELS.get(operator, (operator,) if operator in FRAMES else ())
+    return found if set(found) <= set(kernel_names()) else ()
+
+
+def has_kernel(operator: str) -> bool:
     """Return whether a step's operator is a kernel of the project, and not a function of the executor alone."""
-    return name in kernel_names() and name in FRAMES
+    return bool(kernels_of(operator))
 
 
-def kernel_call(step: Step, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> KernelCall:
-    """Return a step as a call.
+def kernel_call(step: Step, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> KernelCall | None:
+    """Return a step as a call, None if no kernel takes these shapes.
 
     Args:
         step: a kernel's step.
@@ -54,13 +68,13 @@ def kernel_call(step: Step, inputs: Mapping[str, Any], outputs: Mapping[str, Any
     Raises:
         TargetError: the contract does not allow it.
     """
-    contract = contract_of(step.operator)
+    framed = FRAMES[step.operator]({**inputs, **outputs})
+    if framed is None:
+        return None
+    kernel, tensors = framed
+    contract = contract_of(kernel)
     names = {c.name for c in contract.choices}
     options = contract.options({k: str(v) for k, v in step.attributes.items() if k in names})
-    tensors: dict[str, Any] = {}
-    for name, tensor in {**inputs, **outputs}.items():
-        shape = FRAMES[step.operator](name, tuple(tensor.shape), step)
-        tensors[name] = tensor if shape is None else reshaped(tensor, shape)
     for argument in contract.arguments:
         if argument.role == "scalar" and argument.wanted(options):
             key = argument.name + NUMBER if argument.name in names else argument.name
@@ -74,26 +88,87 @@ def reshaped(tensor: Any, shape: tuple[int, ...]) -> Any:
     return Operand(tensor.dtype, shape) if isinstance(tensor, Operand) else tensor.reshape(shape)
 
 
+def expanded(tensor: Any, shape: tuple[int, ...]) -> Any:
+    """Return a tensor, or a stand-in, repeated to a shape; the tensor is copied."""
+    return Operand(tensor.dtype, shape) if isinstance(tensor, Operand) else tensor.expand(shape).contiguous()
+
+
 def output_names(step: Step) -> tuple[str, ...]:
     """Return a kernel's names of a step's outputs, in order."""
     return OUTPUTS.get(step.operator, ("out",))
 
 
-def _product_frame(name: str, shape: tuple[int, ...], step: Step) -> tuple[int, ...] | None:
-    return (1, math.prod(shape[:-1]), shape[-1]) if name in ("a", "residual", "out") else None
+def _products(kernel: str) -> Callable[[Tensors], Framed | None]:
+    def frame(tensors: Tensors) -> Framed | None:
+        rows = math.prod(tensors["a"].shape[:-1])
+        framed = {
+            name: reshaped(t, (1, rows, t.shape[-1])) if name in ("a", "residual", "out") else t
+            for name, t in tensors.items()
+        }
+        return kernel, framed
+
+    return frame
 
 
-def _row_frame(name: str, shape: tuple[int, ...], step: Step) -> tuple[int, ...] | None:
-    return (math.prod(shape[:-1]), shape[-1]) if name in ("x", "residual", "out", "kept", "normed") else None
+def _blocks(tensors: Tensors) -> Framed | None:
+    rows = math.prod(tensors["a"].shape[:-1])
+    framed = {
+        name: reshaped(t, (rows, t.shape[-1])) if name in ("a", "residual", "out") else t for name, t in tensors.items()
+    }
+    return ("int4_matvec" if rows <= MOST_ROWS else "int4_matmul"), framed
 
 
-FRAMES: Mapping[str, Callable[[str, tuple[int, ...], Step], tuple[int, ...] | None]] = {
-    "int8_matmul": _product_frame, "fp8_matmul": _product_frame, "norm_quantize": _row_frame,
-    "int8_conv": lambda name, shape, step: None,
+def _rows(tensors: Tensors) -> Framed | None:
+    matrices = ("x", "residual", "out", "kept", "normed")
+    framed = {
+        n: reshaped(t, (math.prod(t.shape[:-1]), t.shape[-1])) if n in matrices else t for n, t in tensors.items()
+    }
+    return "norm_quantize", framed
+
+
+def _one_row(tensors: Tensors) -> Framed | None:
+    """Quantize a whole tensor as one row: its own range is that of the tensor."""
+    size = math.prod(tensors["x"].shape)
+    if not 0 < size <= MOST_COLUMNS:
+        return None
+    framed = {name: reshaped(t, (1, size) if name in ("x", "out") else (1,)) for name, t in tensors.items()}
+    return "norm_quantize", framed
+
+
+def _conv(tensors: Tensors) -> Framed | None:
+    return "int8_conv", dict(tensors)
+
+
+def _pointwise(tensors: Tensors) -> Framed | None:
+    """Bring tensors of any ranks under three axes; those that do not fit are repeated to the result's shape."""
+    if "b" not in tensors:
+        flat = {n: t if n == "table" else reshaped(t, (1, 1, math.prod(t.shape))) for n, t in tensors.items()}
+        return "pointwise", flat
+    a, b = tensors["a"], tensors["b"]
+    shape = tuple(np.broadcast_shapes(tuple(a.shape), tuple(b.shape)))
+    a = expanded(a, shape) if tuple(a.shape) != shape else a
+    found = collapse(shape, [tuple(b.shape)])
+    if found is None:
+        b = expanded(b, shape)
+        found = collapse(shape, [shape])
+    assert found is not None
+    whole, (other,) = found
+    framed = {"a": reshaped(a, whole), "b": reshaped(b, other)}
+    return "pointwise", framed | {n: reshaped(t, whole) for n, t in tensors.items() if n == "out"}
+
+
+FRAMES: Mapping[str, Callable[[Tensors], Framed | None]] = {
+    "int8_matmul": _products("int8_matmul"), "fp8_matmul": _products("fp8_matmul"), "int4_matmul": _blocks,
+    "norm_quantize": _rows, "dynamic_quantize": _one_row, "int8_conv": _conv, "pointwise": _pointwise,
 }  # fmt: skip
-"""Shapes that kernels want of tensors that models have in others; None leaves one as it is."""
+"""How the tensors of a step become those of a kernel, by its operator."""
+
+KERNELS: Mapping[str, tuple[str, ...]] = {
+    "int4_matmul": ("int4_matvec", "int4_matmul"), "dynamic_quantize": ("norm_quantize",),
+}  # fmt: skip
+"""Kernels of the operators that are not named as theirs."""
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
-    "norm_quantize": ("out", "normed", "kept"), "dynamic_quantize": ("q", "scale", "zero"),
+    "norm_quantize": ("out", "normed", "kept"), "dynamic_quantize": ("out", "scales", "zeros"),
 }  # fmt: skip
 """Kernels' names of the outputs of steps that have several."""

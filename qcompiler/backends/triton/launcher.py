@@ -11,8 +11,11 @@ from torch import Tensor
 
 from qcompiler.backends.triton.kernel_calls import has_kernel, kernel_call, output_names
 from qcompiler.backends.triton.program import Step
+from qcompiler.backends.triton.shapes import Tensor as Known
+from qcompiler.backends.triton.shapes import infer
 from qcompiler.backends.triton.tensors import TYPES
 from qcompiler.kernels.launching import launch
+from qcompiler.kernels.operand import dtype_name
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,23 @@ class Launcher:
                 found.append(torch.empty(0))
                 continue
             out = outs[index]
-            if out is None and step.operator == "int8_conv":
-                return None  # outside a plan its shape is not known: the reference computes it
-            made = out if out is not None else self._empty(step, name, inputs)
+            made = out if out is not None else self._empty(step, index, inputs)
             outputs[name] = made
             found.append(made)
         call = kernel_call(step, inputs, outputs)
+        if call is None:
+            return None
         config = call.config(self.arch)
         tensors = dict(call.tensors)
         for name, operand in call.contract.scratch(call.dims, call.options, config).items():
             tensors[name] = torch.empty(operand.shape, dtype=TYPES[operand.dtype], device=found[0].device)
-        launch(step.operator, tensors, call.options, config)
+        launch(call.contract.name, tensors, call.options, config)
         return found
 
     @staticmethod
-    def _empty(step: Step, name: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        first = next(iter(inputs.values()))
-        columns = inputs["w"].shape[-2] if "w" in inputs else first.shape[-1]
-        dtype = TYPES[str(step.attributes.get("out", "float32"))] if name == "out" else first.dtype
-        return torch.empty((*first.shape[:-1], columns), dtype=dtype, device=first.device)
+    def _empty(step: Step, index: int, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Make room for an output that the plan has no place for, as in the body of a Loop."""
+        known = [Known(dtype_name(inputs[n]), tuple(inputs[n].shape)) for n in step.arguments]
+        made = infer(step, known, {}, 0)[index]
+        assert made.shape is not None
+        return torch.empty(made.shape, dtype=TYPES[made.dtype], device=next(iter(inputs.values())).device)

@@ -28,6 +28,7 @@ Given = Mapping[str, Any]
 Reference = Callable[[Given], tuple[Tensor, ...]]
 _EXACT = float(1 << 24)
 """float32 holds every whole number up to here."""
+_LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 def finish(value: Tensor, given: Given) -> Tensor:
@@ -80,8 +81,10 @@ def activate(value: Tensor, given: Given) -> Tensor:
 
 def store(value: Tensor, dtype: str, zero: int) -> Tensor:
     """Round float32 numbers to an output dtype; 8-bit ones saturate, ties go to even."""
-    if dtype == "int8":
-        return (torch.round(torch.clamp(value, -128 - zero, 127 - zero)) + zero).to(torch.int8)
+    if dtype in _LIMITS:
+        low, high = _LIMITS[dtype]
+        made = torch.round(torch.clamp(value, low - zero, high - zero)) + zero
+        return made.to(torch.int8 if dtype == "int8" else torch.uint8)
     if dtype == "float8e4m3fn":
         return cast_to(value, 17)
     return value.to({"float16": torch.float16, "bfloat16": torch.bfloat16}.get(dtype, torch.float32))
@@ -144,27 +147,28 @@ def _int8_conv(given: Given) -> tuple[Tensor, ...]:
 
 
 def _real(given: Given, name: str) -> Tensor:
-    centred: Tensor = given[name].to(torch.float64) - int(given[f"{name}_zero"])
-    return centred * _single(given[f"{name}_scale"])
+    stored: Tensor = given[name].to(torch.float32) - float(given[f"{name}_zero"])
+    return stored * _single(given[f"{name}_scale"])
 
 
-def _pointwise(function: Callable[[Tensor, Tensor], Tensor]) -> Reference:
-    def run(given: Given) -> tuple[Tensor, ...]:
-        made = function(_real(given, "a"), _real(given, "b"))
-        made = activate(made, given)
-        return (_round(made, given),)
-
-    return run
+def _pointwise(given: Given) -> tuple[Tensor, ...]:
+    """Compute in float32 what ONNX computes operator by operator, or look up."""
+    if given["op"] == "table":
+        return (given["table"][given["x"].to(torch.int64) + (128 if given["x"].dtype is torch.int8 else 0)],)
+    made = _real(given, "a")
+    if given["op"] != "convert":
+        other = _real(given, "b")
+        made = made + other if given["op"] == "add" else made * other
+    made, out = activate(made, given), str(given["out"])
+    if out in ("int8", "uint8"):
+        made = made / torch.tensor(given["out_scale"], dtype=torch.float32)
+    return (store(made, out, int(given.get("out_zero", 0))),)
 
 
 def _round(real: Tensor, given: Given) -> Tensor:
     """Quantize numbers known in float64: one rounding."""
     scaled = torch.round(real / _single(given["out_scale"])) + int(given["out_zero"])
     return scaled.clamp(-128, 127).to(torch.int8)
-
-
-def _lookup(given: Given) -> tuple[Tensor, ...]:
-    return (given["table"][given["x"].to(torch.int64) + 128],)
 
 
 def _pool(given: Given) -> tuple[Tensor, ...]:
@@ -184,9 +188,8 @@ def _average(x: Tensor, given: Given) -> Tensor:
     spatial = list(x.shape[2:])
     window = window_of(Call("AveragePool", [x], given), list(given["kernel_shape"]), spatial)
     lengths = output_lengths(window, spatial)
-    counts = window_counts(window, spatial, lengths, bool(given.get("count_include_pad", 0))).to(
-        x.device, torch.float64
-    )
+    with_pads = bool(given.get("count_include_pad", 0))
+    counts = window_counts(window, spatial, lengths, with_pads, x.device).to(torch.float64)
     return _round(window_sums(centred.contiguous(), window, lengths) * _single(given["x_scale"]) / counts, given)
 
 
@@ -240,26 +243,30 @@ def _normalize(h: Tensor, given: Given) -> Tensor:
     return y + given["beta"].reshape(-1) if isinstance(given.get("beta"), Tensor) else y
 
 
-def unpack_blocks(w: Tensor, bits: int) -> Tensor:
-    """Return a packed weight [N, K] as whole numbers in float32."""
-    if bits == 8:
-        return w.to(torch.float32)
-    low, high = w & 0xF, w >> 4
-    return torch.stack([low, high], dim=-1).reshape(w.shape[0], -1).to(torch.float32) - 8
+def unpack_blocks(given: Given, depth: int) -> Tensor:
+    """Return a packed weight [N, K] as numbers less their zero points, in float32."""
+    if given["bits"] == "8":
+        numbers = given["w8"].reshape(given["w8"].shape[0], -1)
+    else:
+        numbers = torch.cat([given["w"] & 0xF, given["w"] >> 4], dim=-1).reshape(given["w"].shape[0], -1)
+    block = int(given["block"])
+    if isinstance(given.get("zeros"), Tensor):
+        zeros: Tensor = given["zeros"].T.repeat_interleave(block, dim=1)[:, :depth].to(torch.float32)
+    else:
+        zeros = torch.tensor(128.0 if given["bits"] == "8" else 8.0)
+    stored: Tensor = numbers[:, :depth].to(torch.float32)
+    return stored - zeros
 
 
-def _blocks(bits: int) -> Reference:
-    def run(given: Given) -> tuple[Tensor, ...]:
-        numbers = unpack_blocks(given["w"], bits)
-        weight = numbers * given["scales"].repeat_interleave(int(given["group"]), dim=1)
-        return (finish(torch.matmul(given["a"].to(torch.float32), weight.T), given),)
-
-    return run
+def _blocks(given: Given) -> tuple[Tensor, ...]:
+    depth = given["a"].shape[-1]
+    scales = given["scales"].T.repeat_interleave(int(given["block"]), dim=1)[:, :depth].to(torch.float32)
+    weight = unpack_blocks(given, depth) * scales
+    return (finish(torch.matmul(given["a"].to(torch.float32), weight.T), given),)
 
 
 REFERENCES: Mapping[str, Reference] = {
-    "int8_matmul": _int8_matmul, "fp8_matmul": _fp8_matmul, "int8_conv": _int8_conv, "int8_add": _pointwise(torch.add),
-    "int8_mul": _pointwise(torch.mul), "int8_lookup": _lookup, "int8_pool": _pool, "dynamic_quantize": _dynamic,
-    "norm_quantize": _norm_quantize, "int4_matmul": _blocks(4), "int8_weight_matmul": _blocks(8),
+    "int8_matmul": _int8_matmul, "fp8_matmul": _fp8_matmul, "int8_conv": _int8_conv, "pointwise": _pointwise,
+    "int8_pool": _pool, "dynamic_quantize": _dynamic, "norm_quantize": _norm_quantize, "int4_matmul": _blocks,
 }  # fmt: skip
 """What each kernel step computes, by name."""

@@ -47,6 +47,12 @@ def _weigh(program: Program, known: dict[str, Tensor]) -> None:
 
 def _what(step: Step) -> str:
     """Return the kernel with what is fused behind it."""
+    if step.kind == KERNEL and not has_kernel(step.operator):
+        return (
+            f"{step.operator}[{step.attributes['op']}] (torch)"
+            if "op" in step.attributes
+            else f"{step.operator} (torch)"
+        )
     if step.kind != KERNEL:
         return f"{step.operator} (host)" if step.kind == CONTROL else f"{step.operator} (torch)"
     parts = [f"{k}={step.attributes[k]}" for k in _EPILOGUE if step.attributes.get(k) not in (None, "none")]
@@ -99,7 +105,8 @@ def _config(step: Step, known: Mapping[str, Tensor], sm: int) -> str:
     inputs = {a: _operand(known[n]) for a, n in zip(step.arguments, step.inputs, strict=True)}
     outputs = {a: _operand(known[n]) for a, n in zip(output_names(step), step.outputs, strict=False) if n}
     try:
-        return str(kernel_call(step, inputs, outputs).config(f"sm{sm}"))
+        call = kernel_call(step, inputs, outputs)
+        return "(torch)" if call is None else str(call.config(f"sm{sm}"))
     except QCompilerError as error:
         return f"({error})"
 
@@ -110,8 +117,8 @@ def _operand(tensor: Tensor) -> Operand:
 
 
 def _summary(plan: Plan, program: Program, total: list[int]) -> str:
-    kernels = sum(s.kind == KERNEL for s in plan.steps)
-    torch = sum(s.kind not in (KERNEL, CONTROL) and s.operator not in VIEWS for s in plan.steps)
+    kernels = sum(s.kind == KERNEL and has_kernel(s.operator) for s in plan.steps)
+    torch = sum(s.kind != CONTROL and s.operator not in VIEWS for s in plan.steps) - kernels
     views = sum(s.operator in VIEWS for s in plan.steps)
     host = sum(s.kind == CONTROL for s in plan.steps)
     weights = sum(math.prod(a.shape) * a.dtype.itemsize for a in program.weights.values())

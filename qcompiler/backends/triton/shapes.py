@@ -161,8 +161,14 @@ def _product(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None
     a, w = _argument(step, inputs, "a"), _argument(step, inputs, "w")
     if a is None or a.shape is None or w is None or w.shape is None:
         return None
-    columns = w.shape[-2]
-    return [Tensor(str(step.attributes.get("out", "float32")), (*a.shape[:-1], columns))]
+    return [Tensor(str(step.attributes["out"]), (*a.shape[:-1], w.shape[-2]))]
+
+
+def _block_product(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
+    a, scales = _argument(step, inputs, "a"), _argument(step, inputs, "scales")
+    if a is None or a.shape is None or scales is None or scales.shape is None:
+        return None
+    return [Tensor(str(step.attributes["out"]), (*a.shape[:-1], scales.shape[-1]))]
 
 
 def _conv(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
@@ -206,16 +212,13 @@ def _pool(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
     return [Tensor("int8", shape)]
 
 
-def _same(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
-    x = inputs[0]
-    return None if x is None else [Tensor("int8", x.shape)]
-
-
 def _broadcast(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
-    shapes = [t.shape for t in inputs if t is not None]
+    operands = [_argument(step, inputs, name) for name in ("a", "b", "x")]
+    shapes = [t.shape for t in operands if t is not None]
     if any(s is None for s in shapes):
         return None
-    return [Tensor("int8", tuple(np.broadcast_shapes(*(s for s in shapes if s is not None))))]
+    shape = np.broadcast_shapes(*(s for s in shapes if s is not None))
+    return [Tensor(str(step.attributes["out"]), tuple(shape))]
 
 
 def _dynamic(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
@@ -233,8 +236,8 @@ def _rows(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
 
 
 KERNEL_SHAPES = {
-    "int8_matmul": _product, "fp8_matmul": _product, "int4_matmul": _product, "int8_weight_matmul": _product,
-    "int8_conv": _conv, "int8_pool": _pool, "int8_lookup": _same, "int8_add": _broadcast, "int8_mul": _broadcast,
+    "int8_matmul": _product, "fp8_matmul": _product, "int4_matmul": _block_product,
+    "int8_conv": _conv, "int8_pool": _pool, "pointwise": _broadcast,
     "dynamic_quantize": _dynamic, "norm_quantize": _rows,
 }  # fmt: skip
 """Shapes of kernels' results by their names."""

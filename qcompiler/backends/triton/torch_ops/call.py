@@ -10,6 +10,23 @@ import torch
 from torch import Tensor
 
 
+@dataclass
+class Memo:
+    """What a step of a plan keeps from run to run, so that later ones need nothing of the host.
+
+    Attributes:
+        constant: indices of the inputs that never change.
+        listed: contents of such inputs, by index.
+        tables: tensors on the device that depend on shapes alone, by name.
+        waits: whether a run reads data of the device on the host that may change.
+    """
+
+    constant: frozenset[int] = frozenset()
+    listed: dict[int, list[Any]] = field(default_factory=dict)
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    waits: bool = False
+
+
 @dataclass(frozen=True)
 class Call:
     """One execution of an operator.
@@ -20,6 +37,7 @@ class Call:
         attributes: attributes that are given; enumerations and types as ONNX has them.
         outputs: number of outputs that are asked for.
         opset: version of the ONNX operator set.
+        memo: of the step.
     """
 
     op_type: str
@@ -27,6 +45,7 @@ class Call:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     outputs: int = 1
     opset: int = 21
+    memo: Memo = field(default_factory=Memo)
 
     def get(self, index: int) -> Tensor | None:
         """Return an optional input."""
@@ -41,8 +60,33 @@ class Call:
 
     def numbers(self, index: int) -> list[int] | None:
         """Return an optional input of integers (axes, a shape) as a list."""
+        found = self.contents(index)
+        return None if found is None else [int(v) for v in found]
+
+    def contents(self, index: int) -> list[Any] | None:
+        """Return the elements of an optional input, flat, on the host; those of a constant are fetched once."""
         value = self.get(index)
-        return None if value is None else [int(v) for v in value.reshape(-1).tolist()]
+        if value is None:
+            return None
+        if index in self.memo.listed:
+            return self.memo.listed[index]
+        found: list[Any] = value.reshape(-1).tolist()
+        if index in self.memo.constant:
+            self.memo.listed[index] = found
+        else:
+            self.memo.waits = True
+        return found
+
+    def scalar(self, index: int) -> Any:
+        """Return the first element of an input that must be there, on the host."""
+        self[index]
+        return (self.contents(index) or [0])[0]
+
+    def table(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return a tensor that depends on shapes and constants alone, on the device of the first input; made once."""
+        if name not in self.memo.tables:
+            self.memo.tables[name] = make().to(self[0].device)
+        return self.memo.tables[name]
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Return an attribute, or its default."""

@@ -214,8 +214,9 @@ def _shape(call: Call) -> Tensor:
 
 
 def _range(call: Call) -> Tensor:
-    start, limit, step = (call[i] for i in range(3))
-    count = max(int(-(-(limit.item() - start.item()) // step.item())), 0)
+    start, step = call[0], call[2]
+    first, limit, stride = (call.scalar(i) for i in range(3))
+    count = max(int(-(-(limit - first) // stride)), 0)
     made = start + torch.arange(count, device=start.device).to(start.dtype) * step
     return made.to(start.dtype)
 
@@ -224,7 +225,7 @@ def _constant_of_shape(call: Call) -> Tensor:
     value = call.attr("value")
     shape = call.numbers(0) or []
     if value is None:
-        return torch.zeros(shape, dtype=torch.float32)
+        return torch.zeros(shape, dtype=torch.float32, device=call[0].device)
     return torch.as_tensor(value).reshape(-1)[0].expand(shape).clone()
 
 
@@ -260,7 +261,7 @@ def _eye_like(call: Call) -> Tensor:
 
 
 def _one_hot(call: Call) -> Tensor:
-    indices, depth, values = call[0].to(torch.int64), int(call[1].reshape(-1)[0].item()), call[2]
+    indices, depth, values = call[0].to(torch.int64), int(call.scalar(1)), call[2]
     axis = int(call.attr("axis", -1)) % (indices.dim() + 1)
     places = torch.where(indices < 0, indices + depth, indices).unsqueeze(axis)
     shape = [1] * (indices.dim() + 1)
@@ -283,7 +284,7 @@ def _topk(call: Call) -> tuple[Tensor, ...]:
 
 
 def _cumsum(call: Call) -> Tensor:
-    x, axis = call[0], int(call[1].reshape(-1)[0].item())
+    x, axis = call[0], int(call.scalar(1))
     back = bool(call.attr("reverse", 0))
     x = x.flip(axis) if back else x
     made = torch.cumsum(x, dim=axis).to(x.dtype)
@@ -300,7 +301,7 @@ def _compress(call: Call) -> Tensor:
 
 
 def _reverse_sequence(call: Call) -> Tensor:
-    x, lengths = call[0], call[1].tolist()
+    x, lengths = call[0], call.numbers(1) or []
     time, batch = int(call.attr("time_axis", 0)), int(call.attr("batch_axis", 1))
     made = x.clone()
     for i, length in enumerate(lengths):
@@ -311,8 +312,7 @@ def _reverse_sequence(call: Call) -> Tensor:
 
 
 def _dropout(call: Call) -> tuple[Tensor, ...]:
-    mode = call.get(2)
-    if mode is not None and bool(mode.reshape(-1)[0].item()):
+    if call.get(2) is not None and bool(call.scalar(2)):
         raise ValueError("Dropout in training mode has no step")
     return call[0], torch.ones_like(call[0], dtype=torch.bool)
 

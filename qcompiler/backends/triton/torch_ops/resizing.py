@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ def output_shape(call: Call) -> tuple[list[int], list[float], list[int]]:
     """Return (output lengths, scales, axes) along the axes that are resized."""
     x = call[0]
     axes = [a % x.dim() for a in call.attr("axes") or range(x.dim())]
-    scales_in, sizes = call.get(2) if len(call.inputs) > 2 else None, call.numbers(3)
+    given, sizes = call.contents(2), call.numbers(3)
     lengths = [x.shape[a] for a in axes]
     if sizes:
         policy = call.attr("keep_aspect_ratio_policy", "stretch")
@@ -26,7 +27,7 @@ def output_shape(call: Call) -> tuple[list[int], list[float], list[int]]:
             ratio = pick(Fraction(s, n) for s, n in zip(sizes, lengths, strict=True))
             return [int(ratio * n + Fraction(1, 2)) for n in lengths], [float(ratio)] * len(axes), axes
         return sizes, [s / n for s, n in zip(sizes, lengths, strict=True)], axes
-    scales = [float(s) for s in scales_in.tolist()] if scales_in is not None else [1.0] * len(axes)
+    scales = [float(s) for s in given] if given is not None else [1.0] * len(axes)
     return [int(n * s) for n, s in zip(lengths, scales, strict=True)], scales, axes
 
 
@@ -101,8 +102,7 @@ def _resize(call: Call) -> Tensor:
     counts, scales, axes = output_shape(call)
     mode = call.attr("mode", "nearest")
     transformation = call.attr("coordinate_transformation_mode", "half_pixel")
-    roi = call.get(1)
-    corners = [float(v) for v in roi.tolist()] if roi is not None and roi.numel() else []
+    corners = [float(v) for v in call.contents(1) or []]
     made, outside = x, []
     for place, (axis, count, scale) in enumerate(zip(axes, counts, scales, strict=True)):
         window = (corners[place], corners[place + len(axes)]) if corners else (0.0, 1.0)
@@ -116,7 +116,7 @@ def _resize(call: Call) -> Tensor:
     made = made.to(x.dtype)
     for axis, where in outside:
         shape = [-1 if i == axis else 1 for i in range(x.dim())]
-        mask = torch.from_numpy(where).reshape(shape).to(x.device)
+        mask = call.table(f"outside {axis}", partial(torch.from_numpy, where)).reshape(shape)
         made = torch.where(mask, torch.tensor(call.attr("extrapolation_value", 0.0), dtype=made.dtype), made)
     return made
 
@@ -125,8 +125,8 @@ def _along(x: Tensor, axis: int, places: Array, mode: str, scale: float, call: C
     length = x.shape[axis]
     if mode == "nearest":
         chosen = np.clip(_rounded(places, call.attr("nearest_mode", "round_prefer_floor")), 0, length - 1)
-        return x.index_select(axis, torch.from_numpy(chosen.astype(np.int64)).to(x.device))
-    weights = torch.from_numpy(_matrix(places, length, mode, scale, call)).to(x.device, torch.float64)
+        return x.index_select(axis, call.table(f"places {axis}", lambda: torch.from_numpy(chosen.astype(np.int64))))
+    weights = call.table(f"weights {axis}", lambda: torch.from_numpy(_matrix(places, length, mode, scale, call)))
     wide = x.to(torch.float64)
     made: Tensor = torch.tensordot(wide, weights, dims=([axis], [1])).movedim(-1, axis)
     return made

@@ -145,12 +145,14 @@ def window_sums(x: Tensor, window: Window, lengths: Sequence[int]) -> Tensor:
     return _patches(x, window, 0.0, lengths).sum(dim=axes)
 
 
-def window_counts(window: Window, spatial: Sequence[int], lengths: Sequence[int], with_pads: bool) -> Tensor:
+def window_counts(
+    window: Window, spatial: Sequence[int], lengths: Sequence[int], with_pads: bool, device: torch.device
+) -> Tensor:
     """Return how many elements each window averages, [1, 1, *out]; padding counts where it is asked to."""
-    made = torch.ones((1, 1) + (1,) * window.rank)
+    made = torch.ones((1, 1) + (1,) * window.rank, device=device)
     for axis in range(window.rank):
-        starts = torch.arange(lengths[axis]) * window.strides[axis] - window.begin[axis]
-        steps = torch.arange(window.kernel[axis]) * window.dilations[axis]
+        starts = torch.arange(lengths[axis], device=device) * window.strides[axis] - window.begin[axis]
+        steps = torch.arange(window.kernel[axis], device=device) * window.dilations[axis]
         places = starts[:, None] + steps[None]
         low, high = 0, spatial[axis]
         if with_pads:
@@ -165,8 +167,8 @@ def _average_pool(call: Call) -> Tensor:
     spatial = list(x.shape[2:])
     window = window_of(call, list(call.attr("kernel_shape")), spatial)
     lengths = output_lengths(window, spatial)
-    counts = window_counts(window, spatial, lengths, bool(call.attr("count_include_pad", 0)))
-    return (window_sums(x, window, lengths) / counts.to(x.device)).to(x.dtype)
+    counts = window_counts(window, spatial, lengths, bool(call.attr("count_include_pad", 0)), x.device)
+    return (window_sums(x, window, lengths) / counts).to(x.dtype)
 
 
 def _lp_pool(call: Call) -> Tensor:
