@@ -225,7 +225,8 @@ class TritonRunner:
         names = [p.name for p in self.executor.program.outputs] if outputs is None else list(outputs)
         if unknown := [n for n in names if n not in found]:
             raise CalibrationError(f"the model has no output {unknown[0]!r}; it has {', '.join(found)}")
-        return {n: found[n] if tensors else to_numpy(found[n]) for n in names}  # type: ignore[misc]
+        made: dict[str, Any] = {n: found[n] if tensors else to_numpy(found[n]) for n in names}
+        return made
 
     def run_values(self, values: Mapping[str, EngineValue], outputs: Sequence[str]) -> dict[str, EngineValue]:
         """Refuse: the executor has no values of its own.
