@@ -98,7 +98,7 @@ def place(given: Given) -> dict[str, object]:
 def convolution(given: Given) -> dict[str, Tensor]:
     """Return relu((conv + offset) * multiplier), rounded."""
     x, w = wide(given["x"]).permute(0, 3, 1, 2), wide(given["w"]).permute(0, 3, 1, 2)
-    total = F.conv2d(x, w, **place(given)).permute(0, 2, 3, 1) + given["offset"]  # type: ignore[arg-type]
+    total = F.conv2d(x, w, **place(given)).permute(0, 2, 3, 1) + given["offset"]  # type: ignore[arg-type]  # keywords
     return {"out": rounded(torch.relu(total * wide(given["multiplier"])), given["out_zero"])}
 
 
@@ -107,7 +107,7 @@ def convolution_rivals(given: Given, compiler: Compiler) -> dict[str, Launch]:
     x = given["x"].to(torch.float16).permute(0, 3, 1, 2)
     w = given["w"].to(torch.float16).permute(0, 3, 1, 2)
     bias, where = given["multiplier"].to(torch.float16), place(given)
-    return {"cuDNN fp16 channels-last": lambda: F.conv2d(x, w, bias, **where)}  # type: ignore[arg-type]
+    return {"cuDNN fp16 channels-last": lambda: F.conv2d(x, w, bias, **where)}  # type: ignore[arg-type]  # keywords
 
 
 def adjust_convolution(stride: int, pad: int) -> object:
@@ -177,7 +177,7 @@ def convolution_cases() -> list[GpuCase]:
             taps = {"R": window, "S": window}
             found.append(
                 GpuCase("K8", "int8_conv", label, dims | taps, tiny | taps, convolution, convolution_rivals,
-                        1e-2, options, adjust=adjust_convolution(stride, pad), target="1.5x")  # type: ignore[arg-type]
+                        1e-2, options, adjust=adjust_convolution(stride, pad), target="1.5x")  # type: ignore[arg-type]  # str options
             )  # fmt: skip
     return found
 

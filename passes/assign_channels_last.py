@@ -209,13 +209,13 @@ class _Sweep:
         return node.inputs[0] in self.last and no_roi and whole and all(is_const(v) for v in given)
 
     def _resize(self, node: ir.Node) -> None:
-        inputs: list[ir.Value | None] = [self.last[node.inputs[0]], None]  # type: ignore[index]
+        inputs: list[ir.Value | None] = [self.last[node.inputs[0]], None]  # type: ignore[index]  # asked before
         for value in node.inputs[2:]:
-            array = const_array(value)
+            array, named = const_array(value), "" if value is None else value.name
             if array is None or array.size != 4:
                 inputs.append(None)
                 continue
-            inputs.append(self.rewriter.constant(array[list(TO_LAST)], f"{value.name}:nhwc"))  # type: ignore[union-attr]
+            inputs.append(self.rewriter.constant(array[list(TO_LAST)], f"{named}:nhwc"))
         self._result(node, self._copy(node, inputs))
 
 

@@ -121,38 +121,38 @@ def _written_out(node: ir.Node) -> _Norm | None:
 def _quotients(node: ir.Node | None) -> list[tuple[ir.Value | None, ir.Value | None]]:
     """Return (a, b) for which a node may be a / b: a quotient, or a product with 1 / b."""
     if is_op(node, "Div"):
-        return [(node.inputs[0], node.inputs[1])]  # type: ignore[union-attr]
+        return [(node.inputs[0], node.inputs[1])]
     found: list[tuple[ir.Value | None, ir.Value | None]] = []
     if is_op(node, "Mul"):
-        for a, b in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):  # type: ignore[union-attr]
+        for a, b in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
             inverse = None if b is None else b.producer()
             if is_op(inverse, "Reciprocal"):
-                found.append((a, inverse.inputs[0]))  # type: ignore[union-attr]
-            elif is_op(inverse, "Div") and scalar(inverse.inputs[0]) == 1.0:  # type: ignore[union-attr]
-                found.append((a, inverse.inputs[1]))  # type: ignore[union-attr]
+                found.append((a, inverse.inputs[0]))
+            elif is_op(inverse, "Div") and scalar(inverse.inputs[0]) == 1.0:
+                found.append((a, inverse.inputs[1]))
     return found
 
 
 def _mean_square(source: ir.Value | None, root: ir.Value | None) -> float | None:
     """Return epsilon where a value is sqrt(mean(source ** 2) + epsilon) over the last axis."""
     node = None if root is None else root.producer()
-    if source is None or not is_op(node, "Sqrt") or node.inputs[0] is None:  # type: ignore[union-attr]
+    if source is None or not is_op(node, "Sqrt") or node.inputs[0] is None:
         return None
-    add = node.inputs[0].producer()  # type: ignore[union-attr]
+    add = node.inputs[0].producer()
     if not is_op(add, "Add"):
         return None
-    first, second = add.inputs  # type: ignore[union-attr]
+    first, second = add.inputs
     mean, number = (first, second) if scalar(second) is not None else (second, first)
     reduce = None if mean is None else mean.producer()
-    if scalar(number) is None or not is_op(reduce, "ReduceMean") or attr_int(reduce, "keepdims", 1) != 1:  # type: ignore[arg-type]
+    if scalar(number) is None or not is_op(reduce, "ReduceMean") or attr_int(reduce, "keepdims", 1) != 1:
         return None
-    axes = const_array(reduce.inputs[1]) if len(reduce.inputs) > 1 else attr_ints(reduce, "axes")  # type: ignore[union-attr,arg-type]
+    axes = const_array(reduce.inputs[1]) if len(reduce.inputs) > 1 else attr_ints(reduce, "axes")
     rank = rank_of(source)
     if axes is None or rank is None or [int(a) % rank for a in np.asarray(axes).reshape(-1)] != [rank - 1]:
         return None
-    square = reduce.inputs[0].producer() if reduce.inputs[0] is not None else None  # type: ignore[union-attr]
-    squared = is_op(square, "Mul") and square.inputs[0] is source and square.inputs[1] is source  # type: ignore[union-attr]
-    power = is_op(square, "Pow") and square.inputs[0] is source and scalar(square.inputs[1]) == 2.0  # type: ignore[union-attr]
+    square = reduce.inputs[0].producer() if reduce.inputs[0] is not None else None
+    squared = is_op(square, "Mul") and square.inputs[0] is source and square.inputs[1] is source
+    power = is_op(square, "Pow") and square.inputs[0] is source and scalar(square.inputs[1]) == 2.0
     return scalar(number) if squared or power else None
 
 
@@ -174,12 +174,12 @@ def _fuse(rewriter: Rewriter, norm: _Norm) -> None:
     if norm.beta is not None:
         settings["beta"] = "channel"
     add = norm.source.producer()
-    summed = is_op(add, "Add") and add.graph is result.graph and _equal_shapes(add)  # type: ignore[union-attr,arg-type]
+    summed = is_op(add, "Add") and add.graph is result.graph and _equal_shapes(add)
     # In a norm that is written out two nodes read the sum: the square and the quotient.
     own = 1 if norm.kind == "layer" else 2
     keep = summed and (len(consumers(norm.source)) > own or norm.source.is_graph_output())
-    if summed:
-        arguments |= {"x": add.inputs[0], "residual": add.inputs[1]}  # type: ignore[union-attr]
+    if summed and add is not None:
+        arguments |= {"x": add.inputs[0], "residual": add.inputs[1]}
         settings["residual"] = "keep" if keep else "add"
     out = result.outputs[0]
     quantize = _stores(out, result.graph)

@@ -26,9 +26,10 @@ def lower_pairs(rewriter: Rewriter, graph: ir.Graph) -> None:
 
 def _dequantized(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
-    if not is_op(node, "DequantizeLinear") or scalar_params(node.inputs[1], _third(node)) is None:  # type: ignore[union-attr,arg-type]
+    if not is_op(node, "DequantizeLinear") or scalar_params(node.inputs[1], _third(node)) is None:
         return None
-    return node if node.inputs[0].dtype is _INT8 else None  # type: ignore[union-attr]
+    stored = node.inputs[0]
+    return node if stored is not None and stored.dtype is _INT8 else None
 
 
 def _third(node: ir.Node) -> ir.Value | None:
@@ -38,10 +39,10 @@ def _third(node: ir.Node) -> ir.Value | None:
 def _own_quantize(node: ir.Node, value: ir.Value) -> ir.Node | None:
     """Return the QuantizeLinear that alone reads a value and stores its operator's result as int8."""
     reader = single_consumer(value)
-    if not is_op(reader, "QuantizeLinear") or reader.graph is not node.graph:  # type: ignore[union-attr]
+    if not is_op(reader, "QuantizeLinear") or reader.graph is not node.graph:
         return None
-    params = scalar_params(reader.inputs[1], _third(reader))  # type: ignore[union-attr,arg-type]
-    return reader if params is not None and reader.outputs[0].dtype is _INT8 else None  # type: ignore[union-attr]
+    params = scalar_params(reader.inputs[1], _third(reader))
+    return reader if params is not None and reader.outputs[0].dtype is _INT8 else None
 
 
 def _table_of_pair(rewriter: Rewriter, node: ir.Node) -> None:

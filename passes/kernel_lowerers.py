@@ -220,7 +220,8 @@ def _stored_product(e: Emission) -> str | None:
     block, axis = attr_int(e.dequantize("w"), "block_size", 0), attr_int(e.dequantize("w"), "axis", 1)
     if block not in _BLOCKS or axis % 2 != 0 or weight.shape[0] % block:
         return f"the scales are not in blocks of {', '.join(map(str, _BLOCKS))} along K"
-    if "b" in e.roles and (const_array(e.roles["b"]) is None or const_array(e.roles["b"]).size != weight.shape[1]):  # type: ignore[union-attr]
+    bias = const_array(e.roles.get("b"))
+    if "b" in e.roles and (bias is None or bias.size != weight.shape[1]):
         return "the bias is not one constant per column"
     out = _FLOATS.get(e.call.outputs[0].dtype or ir.DataType.UNDEFINED)
     if out is None or e.roles["x"].dtype not in _FLOATS:
@@ -323,7 +324,8 @@ def _move(e: Emission) -> str | None:
 def reads_second(function: ir.Function, root: ir.Node) -> bool:
     """Return whether the root's first input is not that of role x (patterns match sums both ways)."""
     roles = dict(pair.split("=") for pair in function.metadata_props["qcompiler.roles"].split(","))
-    first = root.inputs[0].producer()  # type: ignore[union-attr]
+    value = root.inputs[0]
+    first = None if value is None else value.producer()
     return first is None or first.inputs[0] is not function.inputs[int(roles["x"])]
 
 

@@ -102,11 +102,13 @@ class LowerTriton(Pass):
 
 def _read_float(rewriter: Rewriter, node: ir.Node, index: int) -> None:
     """Let a node read what was quantized and dequantized for it before that."""
-    dequantize = node.inputs[index].producer()  # type: ignore[union-attr]
-    quantize = dequantize.inputs[0].producer() if dequantize is not None else None  # type: ignore[union-attr]
+    value = node.inputs[index]
+    dequantize = None if value is None else value.producer()
+    stored = None if dequantize is None else dequantize.inputs[0]
+    quantize = None if stored is None else stored.producer()
     if is_op(dequantize, "DequantizeLinear") and is_op(quantize, "QuantizeLinear"):
-        rewriter.set_input(node, index, quantize.inputs[0])  # type: ignore[union-attr]
-        rewriter.erase_dead([dequantize])  # type: ignore[list-item]
+        rewriter.set_input(node, index, quantize.inputs[0])
+        rewriter.erase_dead([dequantize])
 
 
 def _silus(state: CompileState, graph: ir.Graph) -> dict[str, str]:

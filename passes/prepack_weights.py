@@ -112,10 +112,9 @@ def _epilogue(p: _Packing, sums: Array) -> None:
     """
     columns = len(sums)
     x, y = p.params("x"), p.params("y")
-    dynamic = x is None
     weight_scale, activation = _scales(p, columns), p.settings.get("activation", "none")
-    unit = weight_scale if dynamic else np.asarray(x[0] * weight_scale, np.float32)  # type: ignore[index]
-    offset = np.zeros(columns, np.int64) if dynamic else -np.int64(x[1]) * sums  # type: ignore[index]
+    unit = weight_scale if x is None else np.asarray(x[0] * weight_scale, np.float32)
+    offset = np.zeros(columns, np.int64) if x is None else -np.int64(x[1]) * sums
     # Stored behind a function, or through a sum of floats: scaled to reals first, to steps of the output at the end.
     staged = p.settings.get("stage") == "float" or p.node.op_type == "fp8_matmul"
     real = y is not None and (activation not in _PIECEWISE or staged)
@@ -236,7 +235,7 @@ def _window(p: _Packing) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, .
 def _average(p: _Packing) -> bool:
     """Pack an average as a convolution of each channel with ones: the sum is exact, one factor scales it."""
     x, y, window = p.params("x"), p.params("y"), _window(p)
-    channels = p.given["x"].shape[3] if window is not None else None  # type: ignore[index]
+    channels = p.given["x"].shape[3] if window is not None else None  # type: ignore[index]  # a pooled value has a shape
     if window is None or x is None or y is None or not isinstance(channels, int):
         return False
     kernel, strides, dilations, pads = window

@@ -63,7 +63,7 @@ def _own_quantize(node: ir.Node | None, root: ir.Node) -> bool:
 def _written_as_float(m: Match) -> str | None:
     reader = single_consumer(m.root.outputs[0])
     if is_op(reader, *ACTIVATIONS):
-        reader = single_consumer(reader.outputs[0])  # type: ignore[union-attr]
+        reader = single_consumer(reader.outputs[0])
     if _own_quantize(reader, m.node("root")):
         return "larger-group: the group's own quantization follows"
     return None
@@ -102,7 +102,7 @@ def _stores_result(m: Match) -> str | None:
 
 def _stored_bias(m: Match) -> str | None:
     reader = single_consumer(m.root.outputs[0])
-    if is_op(reader, "Add") and any(_is_bias(v, m.w) for v in reader.inputs):  # type: ignore[union-attr]
+    if is_op(reader, "Add") and any(_is_bias(v, m.w) for v in reader.inputs):
         return "larger-group: a bias follows"
     return None
 

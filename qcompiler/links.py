@@ -102,7 +102,7 @@ def _matches(wanted: str, given: str, runner: Runner) -> Iterator[tuple[str, str
     for info in runner.inputs:
         if (match := pattern.fullmatch(info.name)) is not None:
             texts = iter(match.groups())
-            yield info.name, re.sub(r"\*", lambda _, texts=texts: next(texts, "*"), given)  # type: ignore[misc]
+            yield info.name, re.sub(r"\*", lambda _, texts=texts: next(texts, "*"), given)  # type: ignore[misc]  # bound early
 
 
 def _info(infos: Sequence[TensorInfo], name: str) -> TensorInfo:

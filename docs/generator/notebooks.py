@@ -20,7 +20,7 @@ def execute(name: str, seconds: int = 300) -> Any:
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(EXAMPLES / name, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)  # type: ignore[no-untyped-call]  # nbformat has no types
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     NotebookClient(
         notebook, timeout=seconds, record_timing=False, resources={"metadata": {"path": str(EXAMPLES)}}
@@ -42,7 +42,7 @@ def main() -> None:
     for name in NOTEBOOKS:
         notebook = execute(name)
         notebook.metadata.language_info = {"name": "python"}
-        nbformat.write(notebook, EXAMPLES / name)  # type: ignore[no-untyped-call]
+        nbformat.write(notebook, EXAMPLES / name)  # type: ignore[no-untyped-call]  # nbformat has no types
         print(name, figures(notebook))
 
 

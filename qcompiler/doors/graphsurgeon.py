@@ -226,7 +226,7 @@ def _lazy_type() -> type[Any]:
     """Return the class of contents that stay where they are until asked for; it needs the library's base class."""
     import onnx_graphsurgeon as gs
 
-    class IrValues(gs.ir.tensor.LazyValues):  # type: ignore[misc]
+    class IrValues(gs.ir.tensor.LazyValues):  # type: ignore[misc]  # the library has no types
         """Contents of a tensor of onnx-ir, in memory, in a file or another library's."""
 
         def __init__(self, tensor: ir.TensorProtocol) -> None:

@@ -124,11 +124,11 @@ class QCompilerQuantizer(ORTQuantizer):  # type: ignore[misc]  # Optimum has no 
         if not self._parts:
             raise CalibrationError("there is no calibration data: call fit or partial_fit first")
         if len(self._parts) == 1:
-            return self._parts[0]  # type: ignore[no-any-return]
+            return self._parts[0]  # type: ignore[no-any-return]  # datasets has no types here
         if all(map(is_dataset, self._parts)):
             from datasets import concatenate_datasets
 
-            return concatenate_datasets(list(self._parts))  # type: ignore[no-any-return]
+            return concatenate_datasets(list(self._parts))  # type: ignore[no-any-return]  # datasets has no types here
         return list(chain.from_iterable(self._parts))
 
     def quantize(

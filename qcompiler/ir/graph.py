@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -35,8 +36,8 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from graph
 
 
-def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
-    """Return whether ``node`` is one of the operators of a domain (the ONNX domain by default)."""
+def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> TypeGuard[ir.Node]:
+    """Return whether ``node`` is one of the operators of a domain (the ONNX domain by default); None is none."""
     if node is None or node.op_type not in op_types:
         return False
     return node.domain == domain or (domain == "" and node.domain == "ai.onnx")

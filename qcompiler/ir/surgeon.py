@@ -277,7 +277,7 @@ def _fill(value: ir.Value, constant: Any) -> None:
 def _constant_node(value: ir.Value) -> ir.Node:
     tensor = value.const_value
     value.const_value = None
-    return ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value])  # type: ignore[arg-type]
+    return ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value])  # type: ignore[arg-type]  # callers saw one
 
 
 # ---- attributes -----------------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def _attribute(name: str, value: Any, schema: defs.OpSchema | None, scope: _Scop
 def _wanted(name: str, schema: defs.OpSchema | None) -> ir.AttributeType | None:
     if schema is None or name not in schema.attributes:
         return None
-    return ir.AttributeType(int(schema.attributes[name].type.value))  # type: ignore[attr-defined]
+    return ir.AttributeType(int(schema.attributes[name].type.value))  # type: ignore[attr-defined]  # an enum of the binding
 
 
 def _list(

@@ -43,7 +43,7 @@ def _converted(array: np.ndarray[Any, Any], dtype: ir.DataType) -> np.ndarray[An
     if array.dtype == wanted:
         return array
     if dtype.bitwidth <= 8 and dtype.is_floating_point():
-        largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]
+        largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]  # ml_dtypes has no types
         array = np.clip(array, -largest, largest)
     return array.astype(wanted)
 

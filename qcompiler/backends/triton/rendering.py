@@ -87,11 +87,11 @@ def _bytes(step: Step, known: Mapping[str, Tensor]) -> tuple[int, int, bool]:
     return sum(t.nbytes for t in reads if t is not None), sum(t.nbytes for t in writes if t is not None), exact
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
-        count = count / 1000  # type: ignore[assignment]
+        count /= 1000
     return f"{count:.3g} GB"
 
 
