@@ -153,8 +153,8 @@ def render(results: Sequence[Figures], feeds: int) -> str:
         "Averages over whole pictures differ most: sums of integers are exact here, while ONNX Runtime's Q/DQ adds "
         "floats, whose noise breaks a tie either way (its QLinearGlobalAveragePool gives our numbers, bit for bit).",
         "",
-        "A deep model may carry one step far: where metrics differ though all steps agree, compare how far ONNX Runtime's "
-        "own metric moves when inputs change by a millionth (tests/triton/test_reference_models.py does).",
+        "A deep model may carry one step far: where metrics differ though all steps agree, compare how far ONNX "
+        "Runtime's own metric moves when inputs change by a millionth (tests/triton/test_reference_models.py does).",
         "",
     ]
     return "\n".join(lines)
