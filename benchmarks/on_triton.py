@@ -7,7 +7,7 @@ that is broken off, or narrowed by ``--only``, goes on from there. Nothing is ti
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from qcompiler.backends.tensorrt.backend import PlainOrtEngine
 from qcompiler.backends.triton.engine import TritonEngine
 from qcompiler.backends.triton.executor import Executor
 from qcompiler.backends.triton.program import build_program
+from qcompiler.backends.triton.work import Work, count_work
 from qcompiler.compilation import Compilation
 from qcompiler.engine import Runner
 from qcompiler.errors import QCompilerError
@@ -30,8 +31,8 @@ from qcompiler.options import Options
 
 TARGET = "triton-sm90"
 COLUMNS = (
-    "model", "kernels / torch", "fused / planned", "off by one", "worst step", "by more", "metric", "ours",
-    "ONNX Runtime", "float",
+    "model", "kernels / torch", "MACs in kernels", "without the guard", "fused / planned", "off by one", "worst step",
+    "by more", "metric", "ours", "ONNX Runtime", "float",
 )  # fmt: skip
 PACKAGES = ("qcompiler", "onnxruntime", "torch", "numpy")
 
@@ -46,6 +47,8 @@ class Figures:
         planned: fusions that were planned.
         fused: those that a kernel executes.
         steps: of the plan for the evaluation's shapes: kernels, stand-ins, torch functions.
+        macs: multiply-adds of that plan: in kernels, in torch functions, and products that could not be counted.
+        offered: the same of a build where the accuracy guard returned nothing to float.
         values: results of kernels that were compared.
         one: those that differ, by one step at most.
         more: those that differ by more.
@@ -60,6 +63,8 @@ class Figures:
     planned: int = 0
     fused: int = 0
     steps: dict[str, int] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+    offered: dict[str, int] = field(default_factory=dict)
     values: int = 0
     one: int = 0
     more: int = 0
@@ -105,7 +110,9 @@ def measure(subject: Subject, feeds: int) -> Figures:
     proof, twin = compiled.report.proof, twin_of(job, compiled)
     made.planned, made.fused = proof.planned, len(proof.fused)
     executor = Executor(program)
-    made.steps = count_steps(executor.prepare({n: a.shape for n, a in subject.feed.items()}).plan)
+    plan = executor.prepare({n: a.shape for n, a in subject.feed.items()}).plan
+    made.steps, made.macs = count_steps(plan), asdict(count_work(plan, program))
+    made.offered = offered_work(subject, feeds)
     gaps = compare_steps(compiled.model, twin, [subject.feed])
     made.values, made.one, made.more = (sum(getattr(g, n) for g in gaps) for n in ("values", "one", "more"))
     worst = max(gaps, key=lambda g: g.share, default=None)
@@ -114,6 +121,14 @@ def measure(subject: Subject, feeds: int) -> Figures:
     made.theirs = _metric(subject, PlainOrtEngine().load(twin))
     made.float = _metric(subject, OrtEngine().load(subject.path))
     return made
+
+
+def offered_work(subject: Subject, feeds: int) -> dict[str, int]:
+    """Count the multiply-adds of a build without the accuracy guard: what the kernels can take."""
+    options = Options(target=TARGET, calibration=list(subject.calibration[:feeds]), guard=False)
+    program = build_program(Compilation(subject.path, options).run().model)
+    plan = Executor(program).prepare({n: a.shape for n, a in subject.feed.items()}).plan
+    return asdict(count_work(plan, program))
 
 
 def _metric(subject: Subject, runner: Runner) -> dict[str, float]:
@@ -129,9 +144,16 @@ def row(figures: Figures) -> str:
     counts = f"{figures.steps['kernels']} / {figures.steps['stand-ins'] + figures.steps['torch']}"
     share = f"{figures.one / max(figures.values, 1):.1e}"
     return (
-        f"| {figures.name} | {counts} | {figures.fused} / {figures.planned} | {share} | {figures.worst[1]:.1e} | "
-        f"{figures.more} | {name} | {metrics} |"
+        f"| {figures.name} | {counts} | {_share(figures.macs)} | {_share(figures.offered)} | "
+        f"{figures.fused} / {figures.planned} | {share} | {figures.worst[1]:.1e} | {figures.more} | "
+        f"{name} | {metrics} |"
     )
+
+
+def _share(macs: Mapping[str, int]) -> str:
+    """Return multiply-adds in kernels in percent of all; products of unknown shapes are named."""
+    share = f"{100 * Work(macs['kernels'], macs['torch']).share:.1f} %"
+    return share + (f" ({macs['unknown']} unknown)" if macs["unknown"] else "")
 
 
 def render(results: Sequence[Figures], feeds: int) -> str:
@@ -144,7 +166,9 @@ def render(results: Sequence[Figures], feeds: int) -> str:
         + ". Written by `benchmarks/on_triton.py`.",
         "",
         "Every step reads what ONNX Runtime computed in front of it, of the same graph in plain Q/DQ without "
-        "optimizations. A step of a float result is 1/255 of its range.",
+        "optimizations. A step of a float result is 1/255 of its range. Multiply-adds (MACs) are those of products and "
+        "convolutions, for the shapes of the evaluation's feeds; what the accuracy guard returned to float runs in "
+        "torch.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",

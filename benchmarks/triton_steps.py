@@ -23,6 +23,7 @@ from qcompiler.backends.triton.program import KERNEL, Step, build_program
 from qcompiler.backends.triton.tensors import to_numpy, to_torch
 from qcompiler.compilation import Compilation
 from qcompiler.compiled import CompiledModel
+from qcompiler.engine import EngineOptions
 from qcompiler.passes.assign_channels_last import NHWC, TO_LAST
 
 Array = npt.NDArray[Any]
@@ -120,7 +121,7 @@ def _compare(
 
 
 class _Reference:
-    """Runs a twin and gives inner values, too."""
+    """Runs a twin and gives inner values, too; in one thread, so that sums of floats have one order on any machine."""
 
     def __init__(self, twin: ir.Model, names: set[str]) -> None:
         model = twin.clone()
@@ -129,7 +130,7 @@ class _Reference:
             for value in node.outputs:
                 if value.name in names and value.name not in known and value.dtype is not None:
                     model.graph.outputs.append(value)
-        self._runner = PlainOrtEngine().load(model)
+        self._runner = PlainOrtEngine().load(model, EngineOptions(threads=1))
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         return self._runner.run(feed)

@@ -48,6 +48,7 @@ class Argument:
         name: key of the mapping that reference and kernel take.
         dtypes: legal dtypes; for a ``scalar`` one of ``int32`` and ``float32``.
         dims: named axes, outermost first: a name, a number, or ``K/128`` (rounded up; the divisor may be an option).
+        dims_when: option, one of its values, and the axes that the argument has with it in place of ``dims``.
         role: a scalar is a Python number, all others are tensors with a contiguous last axis.
         when: option and those of its values for which the argument must be given; for all others it must be absent.
         dtype_of: option whose value is the dtype, for outputs.
@@ -67,10 +68,17 @@ class Argument:
     packed: bool = False
     align: int = 16
     why: str = ""
+    dims_when: tuple[str, str, tuple[str, ...]] | None = None
 
     def wanted(self, options: Options) -> bool:
         """Return whether a call with these options has the argument."""
         return self.when is None or options[self.when[0]] in self.when[1]
+
+    def axes(self, options: Options) -> tuple[str, ...]:
+        """Return the named axes of a call with these options."""
+        if self.dims_when is not None and options[self.dims_when[0]] == self.dims_when[1]:
+            return self.dims_when[2]
+        return self.dims
 
 
 @dataclass(frozen=True)
@@ -205,14 +213,15 @@ class Contract:
         legal = (options[argument.dtype_of],) if argument.dtype_of else argument.dtypes
         if found.dtype not in legal:
             raise TargetError(f"{where} must have dtype {' or '.join(legal)}; found {found.dtype}")
-        if len(found.shape) != len(argument.dims):
-            raise TargetError(f"{where} must have axes [{', '.join(argument.dims)}]; found shape {found.shape}")
-        for dim, length in zip(argument.dims, found.shape, strict=True):
+        axes = argument.axes(options)
+        if len(found.shape) != len(axes):
+            raise TargetError(f"{where} must have axes [{', '.join(axes)}]; found shape {found.shape}")
+        for dim, length in zip(axes, found.shape, strict=True):
             if dim.isidentifier():
                 dims.setdefault(dim, length)
             wanted = resolve(dim, dims, options)
             if wanted is not None and wanted != length:
-                raise TargetError(f"{where} must have {dim} = {wanted} in [{', '.join(argument.dims)}]; found {length}")
+                raise TargetError(f"{where} must have {dim} = {wanted} in [{', '.join(axes)}]; found {length}")
         if found.shape and found.shape[-1] > 1 and strides(tensor)[-1] != 1:
             raise TargetError(f"{where} must be contiguous along its last axis; found strides {strides(tensor)}")
         pairs = zip(found.shape, strides(found), strides(tensor), strict=True)
@@ -230,9 +239,10 @@ class Contract:
         found = {}
         for argument in self.tensors(options):
             dtype = self._dtype(argument, options, dtypes)
-            shape = tuple(resolve(d, dims, options) for d in argument.dims)
+            axes = argument.axes(options)
+            shape = tuple(resolve(d, dims, options) for d in axes)
             if None in shape:
-                raise TargetError(f"{self.name}: {argument.name} needs the lengths of {argument.dims}; found {dims}")
+                raise TargetError(f"{self.name}: {argument.name} needs the lengths of {axes}; found {dims}")
             found[argument.name] = Operand(dtype, tuple(n for n in shape if n is not None))
         return found
 
@@ -281,7 +291,8 @@ class Contract:
         for argument in self.tensors(options):
             if argument.name in operands:
                 shape = describe(operands[argument.name]).shape
-                dims |= {d: n for d, n in zip(argument.dims, shape, strict=True) if d.isidentifier()}
+                axes = argument.axes(options)
+                dims |= {d: n for d, n in zip(axes, shape, strict=True) if d.isidentifier()}
         return dims
 
 

@@ -7,8 +7,10 @@ from qcompiler.passes.assign_float_type import AssignFloatType
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.passes.cancel_transposes import CancelTransposes
 from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.correct_bias import CorrectBias
 from qcompiler.passes.deduplicate import Deduplicate
 from qcompiler.passes.eliminate_identity import EliminateIdentity
+from qcompiler.passes.equalize_layers import EqualizeLayers
 from qcompiler.passes.fold_casts import FoldCasts
 from qcompiler.passes.fold_constants import FoldConstants
 from qcompiler.passes.fold_focus import FoldFocus
@@ -39,7 +41,9 @@ from qcompiler.passes.recognize_gelu import RecognizeGelu
 from qcompiler.passes.recognize_layer_norm import RecognizeLayerNorm
 from qcompiler.passes.recognize_silu import RecognizeSilu
 from qcompiler.passes.remove_unused import RemoveUnused
+from qcompiler.passes.round_adaptively import RoundAdaptively
 from qcompiler.passes.smooth_activations import SmoothActivations
+from qcompiler.passes.split_outlier_channels import SplitOutlierChannels
 from qcompiler.passes.store_half_precision import StoreHalfPrecision
 from qcompiler.passes.widen_half_precision import WidenHalfPrecision
 from qcompiler.pipeline.base import Pass
@@ -70,8 +74,12 @@ PASSES: tuple[type[Pass], ...] = (
     FuseMatmulAdd,
     FoldMulAddIntoWeights,
     OrderOperands,
+    EqualizeLayers,
     SmoothActivations,
+    SplitOutlierChannels,
     PlanQuantization,
+    RoundAdaptively,
+    CorrectBias,
     InsertQdq,
     FoldScales,
     FuseQdq,

@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
-from qcompiler.ir.graph import all_graphs, attr_str, consumers, is_op, single_consumer
+from qcompiler.ir.graph import all_graphs, attr_str, consumers, is_op, rank_of, single_consumer
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
-from qcompiler.passes.kernel_nodes import FOLDED, arguments_of, is_kernel, kernel_node, scalar_params, settings_of
+from qcompiler.passes.activation_products import fold_transposes, multiplies_activations
+from qcompiler.passes.kernel_nodes import (
+    FOLDED,
+    arguments_of,
+    is_kernel,
+    kernel_node,
+    number_of,
+    scalar_params,
+    settings_of,
+)
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, WithinStep
 from qcompiler.pipeline.state import CompileState
@@ -22,7 +32,11 @@ _STORED = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "float8e4m3fn"}
 
 @dataclass(frozen=True)
 class FuseEpilogues(Pass):
-    """Fold residual sums, activations and quantizations into the products in front of them."""
+    """Fold residual sums, activations and quantizations into the products in front of them.
+
+    So it does with a constant factor behind a product, such as that of an attention's scores, and with the transposes
+    around a product of two activations, which it reads and writes by strides.
+    """
 
     needs = Phase.LOWERED
     numerics: ClassVar[Contract] = WithinStep(1)
@@ -40,6 +54,8 @@ class FuseEpilogues(Pass):
                     _fold_silu(rewriter, node)
                 elif is_kernel(node, *_PRODUCTS) and settings_of(node)["out"] == "float32":
                     _fold_behind(rewriter, node)
+            for node in [n for n in graph if multiplies_activations(n)]:
+                fold_transposes(rewriter, node)
         return rewriter.changes
 
 
@@ -118,6 +134,9 @@ def _fold_one(rewriter: Rewriter, node: ir.Node) -> ir.Node | None:
     reader = single_consumer(out)
     if reader is None or reader.graph is not node.graph:
         return None
+    if free and "residual" not in settings and "b" not in arguments and (factor := _factor(node, reader)) is not None:
+        settings["factor"] = float(np.float32(settings.get("factor", 1.0) * factor))
+        return _rebuild(rewriter, node, arguments, settings, reader)
     if free and "residual" not in settings and (name := _activation(reader)):
         return _rebuild(rewriter, node, arguments, {**settings, "activation": name}, reader)
     if is_op(reader, "Add") and "residual" not in settings:
@@ -133,6 +152,20 @@ def _fold_one(rewriter: Rewriter, node: ir.Node) -> ir.Node | None:
             arguments |= {"ys": reader.inputs[1], "yz": zero if kind == "int8" else None}
             _rebuild(rewriter, node, arguments, {**settings, "out": kind, "stage": "float"}, reader)
     return None
+
+
+def _factor(node: ir.Node, reader: ir.Node) -> float | None:
+    """Return what a Mul or Div by one constant multiplies a product by, None if the reader is neither."""
+    if not is_op(reader, "Mul", "Div") or not is_kernel(node, "int8_matmul", "fp8_matmul"):
+        return None
+    first = reader.inputs[0] is node.outputs[0]
+    other = reader.inputs[1 if first else 0]
+    number, rank = number_of(other), rank_of(node.outputs[0])
+    if other is None or number is None or rank is None or (rank_of(other) or 0) > rank:
+        return None
+    if not np.isfinite(number) or number == 0 or (reader.op_type == "Div" and not first):
+        return None
+    return number if reader.op_type == "Mul" else 1.0 / number
 
 
 def _activation(node: ir.Node) -> str:

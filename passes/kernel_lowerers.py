@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompiler.ir.graph import attr_int, attr_ints, attr_str, const_array, consumers, is_op, rank_of
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.ir.shapes import static_dim, static_shape
+from qcompiler.passes.activation_products import find_product
 from qcompiler.passes.integer_operators import Emission
 from qcompiler.passes.kernel_nodes import FLOAT_LIMIT, KERNEL_DOMAIN, kernel_node, scalar_params, stand_in, stored
 from qcompiler.passes.lookup_tables import FUNCTIONS, all_reals
@@ -164,6 +165,8 @@ def _product(e: Emission) -> str | None:
     quantize = e.roles["xs"].producer()
     if is_op(quantize, "DynamicQuantizeLinear"):
         return _dynamic_product(e)
+    if const_array(e.roles["w"]) is None:
+        return _product_of_activations(e)
     found = _weighted(e)
     if isinstance(found, str):
         return found
@@ -171,6 +174,16 @@ def _product(e: Emission) -> str | None:
     if rank_of(e.roles["w"]) != 2:
         return "the weight is not a matrix"
     _finish(e, "int8_matmul" if e.roles["w"].dtype is _INT8 else "fp8_matmul", arguments, settings)
+    return None
+
+
+def _product_of_activations(e: Emission) -> str | None:
+    arguments, settings = find_product(e), _bounds(e)
+    if isinstance(arguments, str):
+        return arguments
+    if settings is None:
+        return "the bounds of Clip are not constants"
+    _finish(e, "int8_matmul", arguments, settings | {"out": "int8" if "ys" in e.roles else "float32"})
     return None
 
 

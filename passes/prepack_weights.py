@@ -114,10 +114,9 @@ def _epilogue(p: _Packing, sums: Array) -> None:
     x, y = p.params("x"), p.params("y")
     weight_scale, activation = _scales(p, columns), p.settings.get("activation", "none")
     unit = weight_scale if x is None else np.asarray(x[0] * weight_scale, np.float32)
+    unit = np.asarray(unit * np.float32(p.settings.get("factor", 1.0)), np.float32)
     offset = np.zeros(columns, np.int64) if x is None else -np.int64(x[1]) * sums
-    # Stored behind a function, or through a sum of floats: scaled to reals first, to steps of the output at the end.
-    staged = p.settings.get("stage") == "float" or p.node.op_type == "fp8_matmul"
-    real = y is not None and (activation not in _PIECEWISE or staged)
+    real = _scaled_last(p)
     bias = p.array("b")
     if bias is not None and "bs" in p.given:
         offset = offset + bias.astype(np.int64).reshape(-1)
@@ -134,11 +133,25 @@ def _epilogue(p: _Packing, sums: Array) -> None:
         p.arguments["offset"] = p.constant(np.clip(offset, _INT32.min, _INT32.max).astype(np.int32), "offset")
         p.numbers["offset"] = "channel"
     _behind(p, activation, y if folded else None)
-    if y is not None:
-        if p.settings["out"] == "int8":
-            p.numbers["out_zero"] = y[1]
-        if real:
-            p.numbers |= {"out_scale": "scalar", "out_inverse": float(np.float32(1) / y[0])}
+    _write(p)
+
+
+def _scaled_last(p: _Packing) -> bool:
+    """Return whether sums are scaled to reals first, and to steps of the output at the end.
+
+    So they are behind a function, and where a sum of floats was stored.
+    """
+    staged = p.settings.get("stage") == "float" or p.node.op_type == "fp8_matmul"
+    return p.params("y") is not None and (staged or p.settings.get("activation", "none") not in _PIECEWISE)
+
+
+def _write(p: _Packing) -> None:
+    """Write the type of the output, and its scale and zero point."""
+    y = p.params("y")
+    if y is not None and p.settings["out"] == "int8":
+        p.numbers["out_zero"] = y[1]
+    if y is not None and _scaled_last(p):
+        p.numbers |= {"out_scale": "scalar", "out_inverse": float(np.float32(1) / y[0])}
     p.numbers["out"] = p.settings["out"]
 
 
@@ -162,9 +175,33 @@ def _behind(p: _Packing, activation: str, y: tuple[np.float32, int] | None) -> N
     }  # fmt: skip
 
 
+def _activations(p: _Packing) -> None:
+    """Pack a product of two activations: one factor, and both zero points as numbers."""
+    x, w, y, bias = p.params("x"), p.params("w"), p.params("y"), p.array("b")
+    assert x is not None
+    assert w is not None
+    step = None if y is None or _scaled_last(p) else y
+    unit = np.float32(x[0] * w[0]) * np.float32(p.settings.get("factor", 1.0))
+    layout = p.settings.get("w_layout", "kn")
+    p.arguments |= {"a": p.given["x"], "w" if layout == "nk" else "w_kn": p.given["w"]}
+    p.numbers |= {"w_layout": layout, "multiplier": "scalar", "scale": float(unit if step is None else unit / step[0])}
+    if x[1] or w[1]:
+        p.numbers |= {"zeros": "kernel", "a_point": x[1], "w_point": w[1]}
+    p.numbers |= {name: p.settings[name] for name in ("a_axes", "w_axes", "out_axes") if name in p.settings}
+    if bias is not None:
+        reals = bias.astype(np.float32).reshape(-1)
+        p.arguments["bias"] = p.constant(reals if step is None else reals / step[0], "bias")
+        p.numbers["bias"] = "channel"
+    _behind(p, p.settings.get("activation", "none"), step)
+    _write(p)
+    p.finish()
+
+
 def _matmul(p: _Packing) -> None:
     weight = p.array("w")
-    assert weight is not None
+    if weight is None:
+        _activations(p)
+        return
     packed = weight.T
     p.arguments |= {"a": p.given["x"], "w": p.constant(packed[None], "w")}
     sums = packed.astype(np.int64).sum(axis=1) if packed.dtype == np.int8 else np.zeros(len(packed), np.int64)
@@ -248,7 +285,7 @@ def _average(p: _Packing) -> bool:
     if x[1]:
         p.arguments["offset"] = p.constant(np.full(channels, -x[1] * count, np.int32), "offset")
         p.numbers["offset"] = "channel"
-    p.numbers |= {"kind": "depthwise", "out": "int8", "out_zero": y[1]}
+    p.numbers |= {"kind": "depthwise", "out": "int8", "out_zero": y[1], "averages": 1}
     _geometry(p, strides, dilations, pads, x[1])
     p.finish("int8_conv")
     return True

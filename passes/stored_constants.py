@@ -35,7 +35,7 @@ def float4_of(carried: Array) -> Array:
     return (carried.astype(np.float32) / FLOAT4_STEPS).astype(FORMATS[FLOAT4].dtype)
 
 
-def _own_params(weight: Array, spec: QuantSpec, op_type: str) -> QuantParams:
+def own_params(weight: Array, spec: QuantSpec, op_type: str) -> QuantParams:
     """Return the parameters of a weight by its own numbers, for the operator that reads it."""
     return pair_safe_params(weight, spec, op_type) if spec.pair_safe else weight_params(weight, spec)
 
@@ -61,7 +61,11 @@ class StoredConstants:
             assert array is not None
             point = self.plan.points[key]
             fixed = point.source.kind == "fixed"
-            params = fixed_params(point.spec, point.source) if fixed else _own_params(array, point.spec, root.op_type)
+            params = (
+                fixed_params(point.spec, point.source, array.shape)
+                if fixed
+                else own_params(array, point.spec, root.op_type)
+            )
             bias_key = use_point(group.name, row.bias) if row.bias > 0 else ""
             if bias_key in self.plan.points:
                 params = self._with_bias(group, array, params, bias_key)

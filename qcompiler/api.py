@@ -14,7 +14,7 @@ from qcompiler.compiled_set import CompiledSet
 from qcompiler.compiler import compile_model
 from qcompiler.decisions import Decisions, SetDecisions
 from qcompiler.engine import EngineOptions, Runner, ShapeRange
-from qcompiler.options import Calibration, ModelSource, Options, Progress
+from qcompiler.options import Calibration, ModelSource, Objective, Options, Progress
 from qcompiler.per_graph import check_graphs, one_of, option_of
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.search.quality import Metric
@@ -45,6 +45,8 @@ def compile(
     calibration_memory: int | None = None,
     executor: Executor | str | None = None,
     scheduler: str | None = None,
+    objective: Objective = "latency",
+    measure: bool = True,
 ) -> CompiledModel:
     """Compile a float or QDQ model into a quantized one that is measured to be faster and close enough.
 
@@ -57,7 +59,8 @@ def compile(
             set aside for checking. Or what `calibrate` returned, or a path of such statistics (.qcal): accuracy is then
             measured on ``evaluation`` only.
         overrides: path of a .toml with ``[[override]]`` rows: match (glob), form, estimator.
-        budget: bounds such as ``"drop<=0.5pt"``, ``"drop<=1%"``, ``"sqnr>=30"``.
+        budget: bounds such as ``"drop<=0.5pt"``, ``"drop<=1%"``, ``"sqnr>=30"``, ``"bytes<=4MB"``, ``"bits<=4.65"``
+            (per weight) and ``"latency<=3ms"``; what cannot hold raises `BudgetError` with the nearest feasible point.
         metric: function (outputs per feed, feeds) -> float, more is better; for drop budgets.
         evaluation: feeds for the metric.
         shapes: input name to lengths, or to a `ShapeRange`, where axes are open.
@@ -76,6 +79,9 @@ def compile(
         calibration_memory: bytes that observed values may take at a time; default a quarter of what is free.
         executor: where calibration runs: a ``concurrent.futures.Executor``, or a text as for `calibrate`.
         scheduler: address of a Dask scheduler.
+        objective: what to make small within the budgets: ``latency``, or ``bytes`` (no slower than float is predicted).
+        measure: time every form on the engine (off: a table of costs that ships; the result may then be slower than
+            float, and the report warns).
 
     Returns:
         The compiled model with its decisions, remarks and report.
@@ -88,7 +94,8 @@ def compile(
         evaluation=evaluation, shapes=shapes, decisions=decisions, dump=dump, threads=threads, guard=guard, emit=emit,
         min_sqnr=min_sqnr, random_calibration=random_calibration, progress=progress, opset=opset,
         synthetic_calibration=synthetic_calibration, sources=sources or SourceOptions(),
-        calibration_memory=calibration_memory, executor=executor, scheduler=scheduler,
+        calibration_memory=calibration_memory, executor=executor, scheduler=scheduler, objective=objective,
+        measure=measure,
     )  # fmt: skip
     return compile_model(model, options)
 
@@ -119,6 +126,8 @@ def compile_together(
     calibration_memory: int | None = None,
     executor: Executor | str | None = None,
     scheduler: str | None = None,
+    objective: Objective = "latency",
+    measure: bool = True,
 ) -> CompiledSet:
     """Compile several graphs in one build; weights that they share are quantized alike and stored once.
 
@@ -185,7 +194,8 @@ def compile_together(
             emit=emit, min_sqnr=option_of(min_sqnr, name),
             random_calibration=random_calibration if data is None else 0, progress=progress, opset=opset,
             synthetic_calibration=synthetic_calibration if data is None else 0, sources=sources or SourceOptions(),
-            calibration_memory=calibration_memory, executor=executor, scheduler=scheduler,
+            calibration_memory=calibration_memory, executor=executor, scheduler=scheduler, objective=objective,
+            measure=measure,
         )  # fmt: skip
     return compile_set(models, options, links=links, decisions=decisions)
 

@@ -19,13 +19,17 @@ from qcompiler.cli_check import check_command
 from qcompiler.cli_compile import compile_command
 from qcompiler.cli_demo import demo_command
 from qcompiler.cli_diff import diff_command
+from qcompiler.cli_eval import eval_command
 from qcompiler.cli_explain import explain_command
+from qcompiler.cli_explore import explore_command
 from qcompiler.cli_inspect import inspect_command
 from qcompiler.cli_kernels import kernels_command
 from qcompiler.cli_lists import passes_command, patterns_command, recipes_command, targets_command
 from qcompiler.cli_lock import lock_command
 from qcompiler.cli_new_pass import new_pass_command
 from qcompiler.cli_opt import opt_command
+from qcompiler.cli_profile import profile_command
+from qcompiler.cli_sensitivity import sensitivity_command
 from qcompiler.cli_tune import tune_app
 from qcompiler.errors import QCompilerError
 
@@ -110,9 +114,13 @@ app.command("opt", short_help="Run a pipeline of passes on a model.")(opt_comman
 app.command("inspect", short_help="Show what every pass of a build did.")(inspect_command)
 app.command("explain", short_help="Say why a node is as it is, and what would change it.")(explain_command)
 app.command("blame", short_help="Rank the places where the error is born.")(blame_command)
+app.command("sensitivity", short_help="Rank groups by the noise they add, form by form.")(sensitivity_command)
+app.command("explore", short_help="Show what accuracy and size cost in time.")(explore_command)
 app.command("diff", short_help="Compare two builds, aligned by origin.")(diff_command)
 app.command("lock", short_help="Write what reproduces a build byte for byte.")(lock_command)
 app.command("check", short_help="Check a quantized model against an engine's rules.")(check_command)
+app.command("eval", short_help="Evaluate a compiled model: metric, outputs, layers, worst samples.")(eval_command)
+app.command("profile", short_help="Show time per operator, float beside compiled.")(profile_command)
 app.command("bench", short_help="Time two models in interleaved rounds.")(bench_command)
 app.command("cache", short_help="Show or clear the compiled models of qcompiler.ort.")(cache_command)
 app.command("targets", short_help="List the targets, or show one's table.")(targets_command)

@@ -1,7 +1,8 @@
-"""``qcompiler cache``: what the drop-in for ONNX Runtime keeps, how large it is, and how it goes away."""
+"""``qcompiler cache``: what the drop-in for ONNX Runtime and the searches keep, how large it is, how it goes away."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import time
@@ -28,7 +29,7 @@ def cache_command(
         str | None, typer.Option("--unused", metavar="SPAN", help="With clear: only what was not used for 30d, 12h ...")
     ] = None,
 ) -> None:
-    """Show or clear the compiled models that qcompiler.ort keeps.
+    """Show or clear the compiled models that qcompiler.ort keeps, and the measured costs that compilations share.
 
     \b
     Examples:
@@ -38,17 +39,22 @@ def cache_command(
     """
     from qcompiler.dropin.settings import default_cache
     from qcompiler.dropin.store import Cache
+    from qcompiler.search.cost_cache import clear_costs, list_costs
 
     if action not in _ACTIONS:
         raise PassError(f"unknown action {action!r}; expected {', '.join(_ACTIONS)}")
     if unused is not None and action != "clear":
         raise PassError("--unused says what clear removes: write qcompiler cache clear --unused SPAN")
     cache, console = Cache(folder or default_cache(os.environ)), stdout_console()
+    costs = list_costs(cache.folder)
     if action == "size":
-        console.print(Text(f"{_bytes(cache.size())} in {cache.folder}"), soft_wrap=True)
+        size = cache.size() + sum(c.size for c in costs)
+        console.print(Text(f"{_bytes(size)} in {cache.folder}"), soft_wrap=True)
     elif action == "clear":
-        count = cache.clear(parse_span(unused) if unused is not None else 0.0)
-        console.print(Text(f"removed {count} entries from {cache.folder}"), soft_wrap=True)
+        span = parse_span(unused) if unused is not None else 0.0
+        count, files = cache.clear(span), clear_costs(cache.folder, _day(time.time() - span) if span else "")
+        measured = f" and {files} files of measured costs" if files else ""
+        console.print(Text(f"removed {count} entries{measured} from {cache.folder}"), soft_wrap=True)
     else:
         entries, now = cache.entries(), time.time()
         table = Table("entry", "model", "size", "made", "used", "state", box=None)
@@ -57,6 +63,11 @@ def cache_command(
             state = f"refused: {entry.refused}" if entry.refused else "compiled"
             table.add_row(*map(Text, (entry.key[:12], entry.name, _bytes(entry.size), *ages, state)))
         if entries:
+            console.print(table)
+        if costs:
+            table = Table("measured costs of", "costs", "size", "last measured", box=None)
+            for item in costs:
+                table.add_row(*map(Text, (str(item.key), str(item.count), _bytes(item.size), item.date)))
             console.print(table)
         console.print(Text(f"{len(entries)} entries in {cache.folder}"), soft_wrap=True)
 
@@ -71,6 +82,11 @@ def parse_span(text: str) -> float:
     if match is None:
         raise PassError(f"--unused is {text!r}; expected a span like 30d, 12h or 2w")
     return float(int(match[1]) * _SPANS[match[2]])
+
+
+def _day(seconds: float) -> str:
+    """Return the day of a time since 1970, as costs are dated (ISO 8601, UTC)."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
 
 
 def _bytes(count: int) -> str:

@@ -23,6 +23,7 @@ from qcompiler.cli_files import check_new_folder, check_outputs
 from qcompiler.cli_options import (
     SOURCE_HELP,
     Emit,
+    Goal,
     Links,
     Models,
     Quiet,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from qcompiler.calibration.source_options import SourceOptions
     from qcompiler.compiled import CompiledModel
+    from qcompiler.options import Objective
 
 
 def compile_command(
@@ -69,7 +71,14 @@ def compile_command(
         typer.Option(metavar="FILE", help="A .toml with [[override]] rows: match (glob), form, estimator."),
     ] = None,
     budget: Annotated[
-        list[str] | None, typer.Option(metavar="B", help="A bound: drop<=0.5pt, drop<=1% or sqnr>=30; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="B",
+            help="A bound: drop<=0.5pt, drop<=1%, sqnr>=30, bytes<=4MB, bits<=4.65 or latency<=3ms; may be repeated.",
+        ),
+    ] = None,
+    objective: Annotated[
+        Goal | None, typer.Option(help="What to make small within the budgets; latency by default.")
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -98,6 +107,9 @@ def compile_command(
     report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write the whole report.")] = None,
     threads: Threads = None,
     guard: Annotated[bool, typer.Option("--guard/--no-guard", help="Measure speed and accuracy; undo losses.")] = True,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Time every form here; off: costs from a table that ships.")
+    ] = True,
     quiet: Quiet = False,
 ) -> None:
     """Compile a float or QDQ model into a smaller, faster one, and prove it.
@@ -116,6 +128,7 @@ def compile_command(
       qcompiler compile model.onnx -o out.onnx --calibration data.py:feeds --budget "sqnr>=30" --report out.json
       qcompiler compile model.onnx -o out.onnx --calibration c.npz --evaluation e.npz \\
           --metric score.py:top1 --budget "drop<=0.5pt"
+      qcompiler compile model.onnx -o small.onnx --calibration feeds.npz --objective bytes --budget "sqnr>=25"
       qcompiler compile model.onnx -o again.onnx --calibration feeds.npz --decisions model.int8.decisions.json
       qcompiler compile model.onnx -o model.plan --target tensorrt-sm89 --calibration feeds.npz \\
           --shapes x:1x3x224x224..8x3x224x224
@@ -130,7 +143,7 @@ def compile_command(
         target, recipe, calibration, synthetic or 0, random_calibration or 0,
         read_source_options(images, tokenizer, data), parse_memory(memory), executor, scheduler, override, budget,
         metric, evaluation, shapes, min_sqnr, decisions, "auto" if emit is None else emit.value, opset, dump, report,
-        threads, guard, quiet,
+        threads, guard, quiet, _objective(objective), measure,
     )  # fmt: skip
     if len(models) > 1:
         if locked is not None:
@@ -142,6 +155,10 @@ def compile_command(
     if save_as is not None:
         raise PassError("--save-as is for several models; of one model the suffix of -o says it")
     _compile_one(models[0], output, request, locked)
+
+
+def _objective(goal: Goal | None) -> Objective:
+    return "bytes" if goal is Goal.BYTES else "latency"
 
 
 def _compile_one(model: Path, output: Path, request: Request, locked: Path | None) -> None:
@@ -181,6 +198,7 @@ def _compile_one(model: Path, output: Path, request: Request, locked: Path | Non
                 emit=request.emit, min_sqnr=request.min_sqnr, random_calibration=request.random, opset=request.opset,
                 progress=progress, synthetic_calibration=request.synthetic, sources=request.sources,
                 calibration_memory=request.memory, executor=request.executor, scheduler=request.scheduler,
+                objective=request.objective, measure=request.measure,
             )  # fmt: skip
         written = write_results(compiled, output, request.report)
     if request.quiet:

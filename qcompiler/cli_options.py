@@ -74,6 +74,13 @@ class Emit(StrEnum):
     QOPERATOR = "qoperator"
 
 
+class Goal(StrEnum):
+    """What a build makes small within its budgets."""
+
+    LATENCY = "latency"
+    BYTES = "bytes"
+
+
 class SavedAs(StrEnum):
     """Kinds of files that several graphs are written as."""
 

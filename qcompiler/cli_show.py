@@ -40,7 +40,7 @@ def show_report(report: Report, console: Console, title: str, written: Sequence[
         title: first line.
         written: files that were written.
     """
-    console.print(Text(title, style="bold"))
+    console.print(Text(title, style="bold"), soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
@@ -72,8 +72,16 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows.append(("fusions", _fusions(proof)))
     rows.append(("groups", _forms(report.groups)))
     if report.returned:
-        rows.append(("guard", f"{len(report.returned)} sets of groups were returned to float for accuracy"))
+        count = len({group for step in report.returned for group in step["groups"]})
+        rows.append(("accuracy", f"{count} group{'' if count == 1 else 's'} stay float for it"))
+    if prices := report.plan.get("prices"):
+        rows.append(("budgets", "; ".join(f"{_limit(name)} costs {price}" for name, price in prices.items())))
     return rows
+
+
+def _limit(name: str) -> str:
+    """Return a limit for a reader, by the name that the planner has for it."""
+    return f"the SQNR of {name.removeprefix('noise:')}" if name.startswith("noise:") else f"the bound on {name}"
 
 
 def _fusions(proof: Proof) -> str:

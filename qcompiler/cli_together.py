@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qcompiler.calibration.source_options import SourceOptions
     from qcompiler.compiled_set import CompiledSet, SetReport
     from qcompiler.engine import ShapeRange
+    from qcompiler.options import Objective
 
 _MOST = 8
 """Rows of a list that are shown; the report file has the rest."""
@@ -54,6 +55,8 @@ class Request:
     threads: int | None
     guard: bool
     quiet: bool
+    objective: Objective
+    measure: bool
 
 
 def only(texts: Sequence[str] | None, option: str) -> str | None:
@@ -224,6 +227,7 @@ def _compile(
         emit=request.emit, min_sqnr=request.min_sqnr, random_calibration=request.random, opset=request.opset,
         progress=progress, synthetic_calibration=request.synthetic, sources=request.sources,
         calibration_memory=request.memory, executor=request.executor, scheduler=request.scheduler,
+        objective=request.objective, measure=request.measure,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from qcompiler.compiled import CompiledModel
 from qcompiler.dataset import Dataset, open_dataset
 from qcompiler.decider import Decider
 from qcompiler.decisions import Decisions
+from qcompiler.dropin.settings import default_cache
 from qcompiler.engine import Engine
-from qcompiler.errors import ModelError, PassError
+from qcompiler.errors import BudgetError, ModelError, PassError
 from qcompiler.ir.analysis import macs
 from qcompiler.ir.importer import import_model
 from qcompiler.ir.opset import set_opset
@@ -32,11 +34,14 @@ from qcompiler.pipeline.instruments.timing import TimeInstrument
 from qcompiler.pipeline.instruments.verify import VerifyInstrument
 from qcompiler.pipeline.pipeline import Instrument, Pipeline, Step
 from qcompiler.pipeline.state import CompileState
+from qcompiler.planning import Planning
 from qcompiler.plugins import plugins_text
 from qcompiler.quant.plan import Form
 from qcompiler.recipe_passes import recipe_passes
 from qcompiler.report.report import GroupReport, Report
 from qcompiler.runnable import load_runnable
+from qcompiler.search.cost_cache import CostCache, EngineKey, cost_folder
+from qcompiler.search.problem import Limits
 from qcompiler.search.quality import Judge, class_like_outputs
 from qcompiler.setting import Setting
 from qcompiler.targets.legality import legality_names, load_legality
@@ -82,6 +87,8 @@ class Compilation:
             self.warnings.append(self._elsewhere(target.name))
             # Where the target's engine does not run, no rewriting of another engine's may come between.
             self.engine_options = replace(self.settings.engine, optimize=False)
+        if self.here and self.options.guard and not self.options.measure:
+            self.warnings.append("nothing was timed: costs are those of the table that ships, not of this machine")
         self.say("import")
         given = import_model(self.source, shapes=self.options.fixed_shapes)
         self.given = given
@@ -130,6 +137,18 @@ class Compilation:
             forms, engine_forms = self.decider.decide()
         self.workshop = self.decider.workshop
         return forms, engine_forms
+
+    def prepare_plan(self) -> tuple[Planning, dict[str, dict[str, Form]]]:
+        """Return, after `prepare`, what `decide` would plan with; `finish` then builds any choice of forms.
+
+        Raises:
+            BudgetError: there is nothing to plan.
+        """
+        setting = self._setting(self.pinned, frozenset())
+        self.decider = Decider(setting, self.workshop, self.data.statistics, self.warnings)
+        found = self.decider.prepare_plan()
+        self.workshop = self.decider.workshop
+        return found
 
     def as_given(self) -> CompiledModel | None:
         """Return, after `run`, the model as it came for this engine; None if it misses the accuracy bounds there."""
@@ -180,14 +199,14 @@ class Compilation:
     # ---- decisions --------------------------------------------------------------------------------------------
 
     def _setting(self, pinned: Mapping[str, Form], shared: frozenset[str]) -> Setting:
-        options = self.options
+        options, budget = self.options, self.settings.budget
         return Setting(
             given=self.reference,
             inputs=self.runner.inputs,
             engine=self.engine,
             engine_options=self.engine_options,
             recipe=self.settings.recipe,
-            budget=self.settings.budget,
+            budget=budget,
             min_sqnr=options.min_sqnr,
             pinned=pinned,
             guard=options.guard,
@@ -198,7 +217,23 @@ class Compilation:
             stopwatch=options.stopwatch,
             say=self.say,
             shared=shared,
+            cost_cache=self._cost_cache(),
+            objective=options.objective,
+            measure=options.measure,
+            processor=self.settings.processor if self.here else None,
+            limits=Limits(bytes=budget.bytes, bits=budget.bits, latency_us=budget.latency_us),
         )
+
+    def _cost_cache(self) -> CostCache | None:
+        """Return what earlier compilations measured on this machine; None where the user brings a stopwatch."""
+        if self.options.stopwatch is not None:
+            return None
+        processor = self.settings.processor
+        key = EngineKey(
+            self.settings.target.engine, self.backend.version, f"{processor.machine} {processor.model}".strip(),
+            self.engine_options.threads,
+        )  # fmt: skip
+        return CostCache(cost_folder(default_cache(os.environ)), key)
 
     def _check_decisions(self, decisions: Decisions) -> None:
         """Refuse a record whose groups the model does not have; tell if it was made for other weights."""
@@ -235,8 +270,7 @@ class Compilation:
     def finish(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> CompiledModel:
         """Return, after `decide`, the lowered and proven model with its report."""
         self.say("lower and prove")
-        if self.decider.smoothing:
-            self.passes.append(("smooth-activations", len(self.decider.smoothing)))
+        self.passes += [(name, len(parameters)) for name, parameters in self.decider.treatments.items()]
         self._measure_dump()
         build = self.built = self.workshop.build(forms, engine_forms, self.instruments)
         if self.options.opset is not None:
@@ -249,12 +283,13 @@ class Compilation:
             engine_forms={**self.workshop.engine_forms, **engine_forms},
             estimator=self.workshop.estimator,
             estimators=dict(sorted(self.workshop.base.estimators.items())),
-            smoothing=dict(sorted(self.decider.smoothing.items())),
+            treatments=self.decider.treatments,
             why=dict(sorted(self.decider.why.items())),
             figures={**self.decider.figures, "variants": self.decider.tried},
             context=self._context(),
         )
         report = self._report(build, proof)
+        self._check_size(report.bytes_after)
         engine = self.settings.target.engine
         if engine != PROVEN_ON:
             build.model.metadata_props[ENGINE] = engine
@@ -262,6 +297,19 @@ class Compilation:
             build.model, decisions, tuple(build.state.remarks), report, self.settings.target, self.options.profiles,
             self.samples,
         )  # fmt: skip
+
+    def _check_size(self, found: int) -> None:
+        """Refuse a build that became larger behind the plan than the user allows: by ``--opset``, or a return to float.
+
+        Raises:
+            BudgetError: it has too many bytes.
+        """
+        most = self.settings.budget.bytes
+        if most is not None and self.settings.decisions is None and found > most:
+            raise BudgetError(
+                f"the build has {found} bytes, the budget is bytes<={most}: what was done behind the plan (--opset, a "
+                "return to float) made it larger; allow more bytes, or leave that out"
+            )
 
     def _check_legality(self, model: ir.Model) -> None:
         """Warn of what the target's engine would refuse or compute otherwise in the lowered model."""
@@ -315,6 +363,7 @@ class Compilation:
             forms_tried=self.decider.tried,
             warnings=(*self.data.warnings, *self.warnings),
             context={**self._context(), **self._timed()},
+            plan=self.decider.figures.get("plan", {}),
             returned=tuple(
                 {
                     "groups": list(s.groups),

@@ -1,4 +1,4 @@
-"""Decide forms by measurement: smoothing, the search for speed, the accuracy guard, the speed guard."""
+"""Decide forms by measurement: accuracy treatments, the plan, and the guards behind it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from qcompiler.calibration.readers import random_feeds
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.decisions import Decisions
 from qcompiler.engine import Feeds
-from qcompiler.errors import CalibrationError, ModelError
+from qcompiler.errors import BudgetError, CalibrationError, ModelError
 from qcompiler.estimating import choose_estimators
 from qcompiler.observed import wanted_values
+from qcompiler.planning import Planning, plan_forms
 from qcompiler.precision import in_precision_of, settle_precision
 from qcompiler.quant.plan import Form
 from qcompiler.quant.spec import RangeSource
 from qcompiler.recipe_forms import recipe_policy
-from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound, Terms
+from qcompiler.search.accuracy import AccuracyGuard, AccuracyResult, Bound
+from qcompiler.search.accuracy import Terms as GuardTerms
 from qcompiler.search.analytic import analytic_cost
 from qcompiler.search.candidates import candidate_sets
+from qcompiler.search.costs import CostTable
+from qcompiler.search.problem import Limits
 from qcompiler.search.quality import Quality
 from qcompiler.search.speed import SpeedSearch
 from qcompiler.search.timing import EngineStopwatch, Stopwatch
 from qcompiler.setting import Setting
-from qcompiler.smoother import apply_smoothing, smoothable_channels, try_smoothing
 from qcompiler.targets.placement import Policy, propose
+from qcompiler.treatments.treatment import Parameters
+from qcompiler.treatments.trying import correct_final, replay_treatments, try_treatments
 from qcompiler.workshop import AS_GIVEN, Workshop
 
 Measure = Callable[..., Quality]
@@ -42,14 +47,15 @@ class Decider:
 
     Attributes:
         setting: what does not change.
-        workshop: builds; replaced if smoothing pays.
+        workshop: builds; replaced if a treatment pays.
         statistics: observed ranges.
         warnings: what a user should know.
         figures: measurements for the decisions record.
         why: reason per group.
         tried: measured whole-model variants.
-        smoothing: alpha per smoothed activation.
+        treatments: accuracy treatments that were kept, and what they were applied with.
         accuracy: outcome of the accuracy guard.
+        costs: measured time per group and form, once they were measured.
         speedup: float / compiled latency by minimum and by median.
         timing_feed: the feed that was timed with.
     """
@@ -61,16 +67,17 @@ class Decider:
     figures: dict[str, Any] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     tried: dict[str, dict[str, float]] = field(default_factory=dict)
-    smoothing: dict[str, float] = field(default_factory=dict)
+    treatments: dict[str, Parameters] = field(default_factory=dict)
     accuracy: AccuracyResult | None = None
     speedup: tuple[float, float] | None = None
     search: SpeedSearch | None = None
+    costs: CostTable | None = None
     timing_feed: Feeds | None = None
 
     def replay(self, decisions: Decisions) -> tuple[dict[str, Form], dict[str, str]]:
         """Return the (forms, engine forms) of an earlier build; nothing is measured."""
         self.workshop.base.estimators.update(decisions.estimators)
-        self._replay_smoothing(decisions.smoothing)
+        self._replay_treatments(decisions.treatments)
         self.workshop.estimator = decisions.estimator
         self.figures = {k: v for k, v in decisions.figures.items() if k != "variants"}
         self.tried = dict(decisions.figures.get("variants", {}))
@@ -85,17 +92,20 @@ class Decider:
         convolution: Form = recipe.convolution if data else "float"
         static = Policy(convolution, "static-float" if data else "dynamic", "float", recipe.arithmetic)
         default = recipe_policy(recipe, self.workshop.groups, observed=data)
+        if setting.limits != Limits():
+            self._check_choice(setting.guard)
         if not setting.guard:
             self.why |= {name: f"{form}: by override" for name, form in pinned.items()}
             return propose(self.workshop.groups, default, pinned), {}
-        feed = self.timing_feed = self._sample_feed() if setting.timed else None
+        feed = self.timing_feed = self._sample_feed() if setting.timed and setting.measure else None
         engine_forms: dict[str, str] = {}
         self._settle_precision()
         imported = bool(self.workshop.base.imported)
-        if recipe.choose and (feed is not None or not setting.timed) and not imported:
-            self._try_smoothing(feed)
-        if recipe.choose and feed is not None and not imported:
-            forms, engine_forms = self._search(static, pinned, feed)
+        if recipe.choose and (feed is not None or not (setting.timed and setting.measure)) and not imported:
+            self._treat(static, feed)
+        if recipe.choose and not imported and (feed is not None or not (setting.timed and setting.measure)):
+            forms, engine_forms = self._plan_forms(static if setting.timed else default, pinned, feed)
+            self._correct_biases(forms, engine_forms)
         else:
             # A model that was quantized already keeps on integers what ran there, with its own numbers.
             own = self._own_forms() if imported else {}
@@ -103,11 +113,8 @@ class Decider:
             self.workshop.learn_emission(forms)
             if not imported:
                 self._choose_estimator(forms, engine_forms)
-        if setting.judge is not None:
-            guarded = self._guard_accuracy(forms, engine_forms)
-            if guarded != forms and self.search is not None:
-                guarded = self.search.return_losers(guarded, engine_forms)
-            forms = guarded
+        if setting.judge is not None and (self.accuracy is None or not self.accuracy.met):
+            forms = self._guard_accuracy(forms, engine_forms)
         if feed is not None:
             forms, engine_forms = self._guard_speed(forms, engine_forms, feed)
         self.why |= {name: f"{form}: by override" for name, form in pinned.items()}
@@ -131,33 +138,57 @@ class Decider:
                 f"bound by {short:.1f} dB"
             )
 
-    def _try_smoothing(self, feed: Feeds | None) -> None:
-        """Go on with the smoothed graph if smoothing was measured to pay."""
+    def _treat(self, policy: Policy, feed: Feeds | None) -> None:
+        """Go on with what accuracy treatments make of the model, where they were measured to pay.
+
+        A model that is close enough with all on integers is left alone: trying takes its time.
+        """
         if self.setting.judge is None or not isinstance(self.statistics, Statistics) or self.setting.ranges is None:
             return
-        products = (g for g in self.workshop.groups if g.root.op_type in ("MatMul", "Gemm"))
-        if not any({"dynamic", "static-float"} & set(g.legal) for g in products):
+        static = self._learn(self._static(policy, self.setting.pinned))
+        if all(form == "float" for form in static.values()) or self._quality(static).worst >= self._enough:
             return
-        self.setting.say("try smoothing")
-        found = try_smoothing(
-            self.workshop, self.statistics, self.setting.ranges, self.setting.judge,
-            None if feed is None else self._stopwatch(feed), self.setting.shared,
+        found = try_treatments(
+            self.workshop, self.statistics, self.setting.ranges, self.setting.held_out,
+            stopwatch=None if feed is None else self._stopwatch(feed), shared=self.setting.shared,
+            say=self.setting.say,
         )  # fmt: skip
-        if found is not None:
-            self.workshop, self.statistics, self.smoothing = found.workshop, found.statistics, found.alphas
-            self.figures["smoothing"] = found.figures
+        self.workshop, self.statistics, self.treatments = found.workshop, found.statistics, found.parameters
+        if found.figures:
+            self.figures["treatments"] = found.figures
 
-    def _replay_smoothing(self, alphas: Mapping[str, float]) -> None:
-        """Smooth as an earlier build did."""
-        if not alphas:
+    def _correct_biases(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
+        """Correct biases for the planned forms and the ranges in force, where that is measured to gain."""
+        if self.accuracy is None or self.accuracy.quality.worst >= self._enough:
             return
         if not isinstance(self.statistics, Statistics) or self.setting.ranges is None:
-            raise CalibrationError("the decisions record smooths activations; give the calibration data of that build")
-        channels = smoothable_channels(self.workshop, self.statistics)
-        self.workshop, self.statistics = apply_smoothing(
-            self.workshop, self.statistics, channels, alphas, self.setting.ranges
-        )
-        self.smoothing = dict(alphas)
+            return
+        found = correct_final(
+            self.workshop, self.statistics, forms, self.setting.ranges, self.setting.held_out,
+            engine_forms=engine_forms, say=self.setting.say,
+        )  # fmt: skip
+        self.figures.setdefault("treatments", {}).update(found.figures)
+        if not found.parameters:
+            return
+        self.workshop, self.statistics = found.workshop, found.statistics
+        self.treatments = {**self.treatments, **found.parameters}
+        quality = self._quality(forms, engine_forms)
+        self.accuracy = replace(self.accuracy, quality=quality, met=self._bound().shortfall(quality) <= 0)
+
+    @property
+    def _enough(self) -> float:
+        """Return the SQNR in dB above which nothing is done for accuracy alone."""
+        return max(GuardTerms().comfort_db, self.setting.budget.sqnr_db or 0.0)
+
+    def _replay_treatments(self, parameters: Mapping[str, Parameters]) -> None:
+        """Treat the model as an earlier build did."""
+        if not parameters:
+            return
+        statistics = self.statistics if isinstance(self.statistics, Statistics) else None
+        found = replay_treatments(
+            self.workshop, statistics, self.setting.ranges, parameters, shared=self.setting.shared
+        )  # fmt: skip
+        self.workshop, self.statistics, self.treatments = found.workshop, found.statistics, found.parameters
 
     def _sample_feed(self) -> Feeds | None:
         """Return a representative feed for timing, or None if there is no way to make one."""
@@ -172,56 +203,107 @@ class Decider:
     def _stopwatch(self, feed: Feeds) -> Stopwatch:
         return self.setting.stopwatch or EngineStopwatch(self.setting.engine, feed, self.setting.engine_options)
 
-    def _search(
-        self, policy: Policy, pinned: Mapping[str, Form], feed: Feeds
+    def _plan_forms(
+        self, policy: Policy, pinned: Mapping[str, Form], feed: Feeds | None
     ) -> tuple[dict[str, Form], dict[str, str]]:
-        self.setting.say("measure float, static and dynamic forms")
-        groups = self.workshop.groups
-        search = self._speed_search(feed)
-        static = propose(groups, policy, pinned)
-        if self.statistics is None:
-            static = dict.fromkeys(static, "float")
-        dynamic: dict[str, Form] = {
-            g.name: "dynamic" if "dynamic" in g.legal and pinned.get(g.name, "dynamic") == "dynamic" else "float"
-            for g in groups
-        }
-        static = self._learn(static)
-        dynamic = self._learn(dynamic)
-        engine_forms = search.avoid_traps({}, self.workshop.base.target.traps, {})
-        forms = search.choose(static, dynamic, engine_forms)
-        self.figures |= search.figures
-        self._choose_estimator(static, engine_forms)
-        self._note_variant("static", static, engine_forms)
-        self._note_variant("dynamic", dynamic, engine_forms)
-        engine_forms = search.avoid_traps(forms, self.workshop.base.target.traps, {})
-        forms = search.return_losers(forms, engine_forms)
-        forms = self._fastest_whole({"chosen": forms, "static": static, "dynamic": dynamic}, engine_forms, feed)
-        self.search = search
-        self.why = {**search.why, **self.why}
-        self.figures |= search.figures
-        return forms, engine_forms
+        """Choose all forms together by time and noise; see `qcompiler.planner`."""
+        planning, variants = self._prepare_plan(policy, pinned, feed)
+        chosen = plan_forms(planning, variants)
+        self.costs, self.accuracy = chosen.costs, chosen.accuracy
+        self.why = {**chosen.why, **self.why}
+        self.figures |= chosen.figures
+        self.tried |= chosen.tried
+        forms = chosen.forms
+        if self.accuracy is not None and self.workshop.backend.draft():
+            # Plans were proven on drafts; the bounds hold for the model itself.
+            quality = self._quality(forms, planning.engine_forms)
+            held = planning.bound.shortfall(quality) <= 0
+            self.accuracy = replace(self.accuracy, quality=quality, met=held)
+        if self.search is None or planning.sized:  # a rewrite more changes the bytes that were counted
+            return forms, dict(planning.engine_forms)
+        return forms, self.search.avoid_traps(forms, self.workshop.base.target.traps, {})
 
-    def _fastest_whole(
-        self, candidates: Mapping[str, dict[str, Form]], engine_forms: Mapping[str, str], feed: Feeds
-    ) -> dict[str, Form]:
-        """Return the candidate of the fastest whole model, the first where no other is clearly faster.
+    def prepare_plan(self) -> tuple[Planning, dict[str, dict[str, Form]]]:
+        """Return what `decide` would plan with: precision settled, treatments tried, variants learnt.
 
-        Profiles are taken one after another: a busy machine can favour one of them. Whole models are timed in turn.
+        Raises:
+            BudgetError: the recipe, or a model that was quantized already, leaves nothing to plan.
         """
-        (first, chosen), *others = candidates.items()
-        others = [(n, f) for n, f in others if f != chosen and any(form != "float" for form in f.values())]
-        if not others:
-            return chosen
-        models = {n: self.workshop.build(f, engine_forms).model for n, f in ((first, chosen), *others)}
-        times = self._stopwatch(feed).compare(models)
-        self.figures["whole_us"] = {name: round(t.minimum * 1e6, 1) for name, t in times.items()}
-        best = min(times, key=lambda name: times[name].minimum)
-        if best == first or times[best].minimum > 0.97 * times[first].minimum:
-            return chosen
-        for name, form in candidates[best].items():
-            if form != chosen.get(name, "float"):
-                self.why[name] = f"{form}: the whole model was measured faster with it"
-        return dict(candidates[best])
+        setting, recipe, data = self.setting, self.setting.recipe, self.statistics is not None
+        self._check_choice()
+        convolution: Form = recipe.convolution if data else "float"
+        static = Policy(convolution, "static-float" if data else "dynamic", "float", recipe.arithmetic)
+        feed = self.timing_feed = self._sample_feed() if setting.timed and setting.measure else None
+        self._settle_precision()
+        self._treat(static, feed)
+        default = recipe_policy(recipe, self.workshop.groups, observed=data)
+        return self._prepare_plan(static if setting.timed else default, setting.pinned, feed)
+
+    def _check_choice(self, guard: bool = True) -> None:
+        """Raise BudgetError where no forms are chosen, so that nothing could hold a budget."""
+        causes = (
+            (not guard, "--no-guard"),
+            (bool(self.workshop.base.imported), "the model is quantized already, which"),
+            (not self.setting.recipe.choose, f"recipe {self.setting.recipe.name}"),
+        )
+        if found := [text for holds, text in causes if holds]:
+            raise BudgetError(
+                f"there is nothing to plan: {found[0]} leaves no choice of forms; take a float model, recipe int8 and "
+                "the guard"
+            )
+
+    def _prepare_plan(
+        self, policy: Policy, pinned: Mapping[str, Form], feed: Feeds | None
+    ) -> tuple[Planning, dict[str, dict[str, Form]]]:
+        """Return what a plan depends on, and the variants whose forms it chooses from."""
+        self.setting.say("measure float, static and dynamic forms" if feed is not None else "plan by the shipped costs")
+        # Of an engine that is elsewhere no form can be timed against another: the recipe's own, or float.
+        dynamic = self._dynamic(pinned) if self.setting.timed else self._floats()
+        variants = {"static": self._learn(self._static(policy, pinned)), "dynamic": self._learn(dynamic)}
+        engine_forms: dict[str, str] = {}
+        if feed is not None:
+            self.search = self._speed_search(feed)
+            engine_forms = self.search.avoid_traps({}, self.workshop.base.target.traps, {})
+        self._choose_estimator(variants["static"], engine_forms)
+        return self._planning(feed, engine_forms), variants
+
+    def _floats(self) -> dict[str, Form]:
+        return {g.name: "float" for g in self.workshop.groups}
+
+    def _static(self, policy: Policy, pinned: Mapping[str, Form]) -> dict[str, Form]:
+        """Return the forms of the variant in which all that can runs on calibrated integers."""
+        static = propose(self.workshop.groups, policy, pinned)
+        return static if self.statistics is not None else dict.fromkeys(static, "float")
+
+    def _dynamic(self, pinned: Mapping[str, Form]) -> dict[str, Form]:
+        """Return the forms of the variant in which all that can finds its scales at run time."""
+        return {
+            g.name: "dynamic" if "dynamic" in g.legal and pinned.get(g.name, "dynamic") == "dynamic" else "float"
+            for g in self.workshop.groups
+        }
+
+    def _planning(self, feed: Feeds | None, engine_forms: Mapping[str, str]) -> Planning:
+        setting = self.setting
+        sample = feed if feed is not None else self._sample_feed()
+        measure = None if setting.judge is None else self._quick_quality()
+        return Planning(
+            workshop=self.workshop,
+            statistics=self.statistics,
+            engine_forms=engine_forms,
+            stopwatch=None if feed is None else self._stopwatch(feed),
+            elements={} if sample is None else self._elements(sample),
+            cache=None if setting.stopwatch is not None else setting.cost_cache,
+            quality=None if measure is None else (lambda forms: measure(forms, engine_forms)),
+            bound=Bound() if setting.judge is None else self._bound(),
+            limits=setting.limits,
+            pinned=setting.pinned,
+            feeds=setting.held_out,
+            judge=setting.judge,
+            calibrated=self.statistics.feeds if isinstance(self.statistics, Statistics) else 0,
+            processor=setting.processor,
+            objective=setting.objective,
+            say=setting.say,
+        )
 
     def _learn(self, forms: dict[str, Form]) -> dict[str, Form]:
         if all(f == "float" for f in forms.values()):
@@ -263,18 +345,6 @@ class Decider:
                 return self._quality(forms, engine_forms)
 
         return measure
-
-    def _note_variant(self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> None:
-        if all(f == "float" for f in forms.values()):
-            return
-        profiles = self.figures.get("profile_us", {})
-        spent = float(profiles.get(name, 0.0))
-        figures = {"profile_us": spent}
-        if spent > 0:
-            figures["profile_speedup"] = round(float(profiles.get("float", 0.0)) / spent, 3)
-        if self.setting.judge is not None:
-            figures["sqnr_db"] = round(self._quality(forms, engine_forms).worst, 2)
-        self.tried[name] = figures
 
     def _note_whole(
         self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str], ratio: tuple[float, float]
@@ -340,10 +410,10 @@ class Decider:
 
     def _guard_accuracy(self, forms: dict[str, Form], engine_forms: Mapping[str, str]) -> dict[str, Form]:
         self.setting.say("accuracy guard")
-        predict = self.search.predict if self.search is not None else analytic_cost(self.workshop.groups)
+        predict = self.costs.total if self.costs is not None else analytic_cost(self.workshop.groups)
         frozen = frozenset(n for n, f in self.setting.pinned.items() if f != "float")
         # Of a model that was quantized already nothing was profiled: what has no price is not bought beyond the bound.
-        terms = Terms(comfort_db=0.0) if self.workshop.base.imported and self.search is None else Terms()
+        terms = GuardTerms(comfort_db=0.0) if self.workshop.base.imported and self.search is None else GuardTerms()
         bound = self._attainable(self._bound())
 
         def run(start: Mapping[str, Form], measure: Measure) -> AccuracyResult:
@@ -378,6 +448,10 @@ class Decider:
         search, given = self._speed_search(feed), in_precision_of(self.workshop, self.setting.given)
         ratio = search.ratio(given, self.workshop.build(forms, engine_forms).model)
         self._note_whole("chosen", forms, engine_forms, ratio)
+        if ratio[0] < 1.0 and (self.setting.limits.bytes is not None or self.setting.limits.bits is not None):
+            self.warnings.append(f"the plan that holds the budgets is slower than float: {ratio[0]:.2f}x")
+            self.speedup = ratio
+            return forms, engine_forms
         if ratio[0] < 1.0 and any(f != "float" for f in forms.values()):
             search.float_costs = search.costs({}, engine_forms)
             forms = search.return_losers(forms, engine_forms)

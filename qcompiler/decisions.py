@@ -11,7 +11,7 @@ from typing import Any
 from qcompiler.errors import PassError
 from qcompiler.quant.plan import FORMS, Form
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Decisions:
         engine_forms: engine-specific rewrites by name.
         estimator: range estimator of activations.
         estimators: range estimator per group, where an override sets it.
-        smoothing: SmoothQuant's alpha per smoothed activation.
+        treatments: what each accuracy treatment that was kept was applied with, by its name.
         why: reason per group where there is more to say than the form.
         figures: the measurements behind the choice, for people; replay ignores them.
         context: engine, version, processor, threads, target, recipe, digest of the model.
@@ -33,7 +33,7 @@ class Decisions:
     engine_forms: dict[str, str] = field(default_factory=dict)
     estimator: str = "min-max"
     estimators: dict[str, str] = field(default_factory=dict)
-    smoothing: dict[str, float] = field(default_factory=dict)
+    treatments: dict[str, dict[str, Any]] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     context: dict[str, str] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Decisions:
             raise PassError(f"not a decisions record: {error}") from error
         if version != VERSION:
             raise PassError(f"the decisions record has version {version}, this release reads {VERSION}; compile anew")
-        for part in ("forms", "engine_forms", "smoothing", "why", "figures", "context"):
+        for part in ("forms", "engine_forms", "treatments", "why", "figures", "context"):
             if not isinstance(getattr(made, part), dict):
                 raise PassError(f"not a decisions record: expected a table in {part!r}, found {getattr(made, part)!r}")
         if not isinstance(made.estimator, str):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from qcompiler.backends.tensorrt.cuda import device_sms, load_driver
 from qcompiler.calibration.source_options import SourceOptions
@@ -26,6 +27,8 @@ from qcompiler.targets.target import Target, load_target, target_names
 ModelSource = reader.ModelSource
 Calibration = str | Path | Iterable[Feeds] | Callable[[], Iterable[Feeds]] | Statistics
 Progress = Callable[[str], None]
+Objective = Literal["latency", "bytes"]
+"""What a build makes small, within its budgets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class Options:
     calibration_memory: int | None = None
     executor: Executor | str | None = None
     scheduler: str | None = None
+    objective: Objective = "latency"
+    measure: bool = True
 
     @property
     def fixed_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -124,6 +129,8 @@ def settle(options: Options) -> Settings:
         raise PassError(f"emit is {options.emit!r}; expected auto, qdq or qoperator")
     if options.opset is not None and not LEAST_LOWERED <= options.opset <= target.max_opset:
         raise TargetError(f"opset is {options.opset}; expected {LEAST_LOWERED} to {target.max_opset} for {target.name}")
+    if options.objective not in get_args(Objective):
+        raise BudgetError(f"cannot minimise {options.objective!r}; expected {' or '.join(get_args(Objective))}")
     engine = EngineOptions(threads=options.threads if options.threads is not None else 1)
     return Settings(target, processor, here, recipe, engine, budget, read_decisions(options.decisions), tuple(notes))
 

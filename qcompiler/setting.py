@@ -12,10 +12,14 @@ from qcompiler.engine import Engine, EngineOptions, Feeds, TensorInfo
 from qcompiler.quant.plan import Form
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.search.budget import Budget
+from qcompiler.search.cost_cache import CostCache
+from qcompiler.search.problem import Limits
 from qcompiler.search.quality import Judge
 from qcompiler.search.timing import Stopwatch
+from qcompiler.targets.host import Processor
 
 Say = Callable[[str], None]
+_NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Setting:
         stopwatch: measures instead of the engine, in tests.
         say: takes one line per step.
         shared: groups whose weights other graphs of the build have, too: they must not be changed for this one.
+        cost_cache: measured costs of earlier compilations on this machine; None to measure everything.
+        limits: bytes, bits and latency that the user set.
+        objective: what to make small within them: ``latency`` or ``bytes``.
+        measure: whether costs are measured; else they come from the table that ships.
+        processor: this machine's.
     """
 
     given: ir.Model
@@ -57,3 +66,8 @@ class Setting:
     stopwatch: Stopwatch | None
     say: Say
     shared: frozenset[str] = frozenset()
+    cost_cache: CostCache | None = None
+    limits: Limits = _NO_LIMITS
+    objective: str = "latency"
+    measure: bool = True
+    processor: Processor | None = None

@@ -1,9 +1,9 @@
-"""Try SmoothQuant on a whole model, and keep it only where accuracy and time were measured to be worth it."""
+"""SmoothQuant on a whole model: which activations it would help, with which alpha, and the smoothed graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,10 +13,7 @@ from qcompiler.engine import Feeds
 from qcompiler.ir.graph import const_array
 from qcompiler.passes.smooth_activations import SmoothActivations, changed_values, const_rows, matmul_families
 from qcompiler.pipeline.pipeline import Instrument, Pipeline
-from qcompiler.quant.plan import Form
 from qcompiler.quant.smoothing import Float, best_alpha, smoothing_scale
-from qcompiler.search.quality import Judge
-from qcompiler.search.timing import Stopwatch
 from qcompiler.targets.groups import Group
 from qcompiler.workshop import Workshop
 
@@ -24,23 +21,6 @@ LEAST_FACTOR = 2.0
 """An activation is smoothed where the expected error of its products falls at least to half (3 dB)."""
 LEAST_GAIN_DB = 1.0
 DB_PER_PERCENT = 0.3
-
-
-@dataclass(frozen=True)
-class Smoothing:
-    """A smoothed build to go on with.
-
-    Attributes:
-        workshop: over the smoothed FLOAT graph.
-        statistics: of the smoothed graph.
-        alphas: SmoothQuant's alpha per smoothed activation, for the decisions record.
-        figures: what was measured.
-    """
-
-    workshop: Workshop
-    statistics: Statistics
-    alphas: dict[str, float]
-    figures: dict[str, float]
 
 
 def smoothable_channels(workshop: Workshop, statistics: Statistics) -> dict[str, ChannelExtremes]:
@@ -101,59 +81,6 @@ def apply_smoothing(
     # What was learned of single groups does not hold any longer; what the whole model asks of the engine does.
     kept = {key: value for key, value in workshop.engine_forms.items() if not key.startswith("emit:")}
     return replace(workshop, base=state, engine_forms=kept, refused={}), merged
-
-
-def try_smoothing(
-    workshop: Workshop,
-    statistics: Statistics,
-    feeds: Iterable[Feeds],
-    judge: Judge,
-    stopwatch: Stopwatch | None,
-    shared: frozenset[str] = frozenset(),
-) -> Smoothing | None:
-    """Smooth, measure accuracy and time of one variant with and without, and keep it if it pays.
-
-    It pays if it gains at least `LEAST_GAIN_DB`, and `DB_PER_PERCENT` for each percent of latency that the inserted
-    multiplications cost: the rate at which the accuracy guard trades the two. The variant has every product on
-    integers: with scales found at run time where the target has that form, else with calibrated ones.
-
-    Args:
-        workshop: builds the plain graph.
-        statistics: of the plain graph.
-        feeds: to observe the smoothed graph on.
-        judge: compares with float.
-        stopwatch: None where nothing can be timed: the multiplications then count as free. Most are folded into the
-            normalization in front, and those that are not stand in some kernel's epilogue.
-        shared: groups whose weights another graph has, too: a scale of this graph's activations would part them.
-    """
-    channels = smoothable_channels(workshop, statistics)
-    alphas = choose_alphas(workshop, channels, shared)
-    if not alphas:
-        return None
-    smoothed, merged = apply_smoothing(workshop, statistics, channels, alphas, feeds)
-    plain_build = workshop.build(_products(workshop.groups))
-    smooth_build = smoothed.build(_products(smoothed.groups))
-    before = judge(workshop.computable(plain_build)).worst
-    after = judge(smoothed.computable(smooth_build)).worst
-    percent = 0.0
-    if stopwatch is not None:
-        times = stopwatch.compare({"plain": plain_build.model, "smooth": smooth_build.model})
-        percent = 100.0 * (times["smooth"].minimum / times["plain"].minimum - 1.0)
-    figures = {
-        "activations": float(len(alphas)), "plain_db": round(before, 2), "smooth_db": round(after, 2),
-        "latency_percent": round(percent, 2),
-    }  # fmt: skip
-    gain = after - before
-    if gain < LEAST_GAIN_DB or gain < DB_PER_PERCENT * percent:
-        return Smoothing(workshop, statistics, {}, figures)
-    return Smoothing(smoothed, merged, dict(alphas), figures)
-
-
-def _products(groups: Iterable[Group]) -> dict[str, Form]:
-    """Return forms that put every product on integers: by dynamic scales, or else by calibrated ones."""
-    found = list(groups)
-    wanted: Form = "dynamic" if any("dynamic" in g.legal for g in found) else "static-float"
-    return {g.name: wanted if g.row.kind in ("weighted", "recurrent") and wanted in g.legal else "float" for g in found}
 
 
 def _weights(family: Iterable[Group]) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:

@@ -14,10 +14,12 @@ from qcompiler.backends.readback import ENGINE_REFUSED, Planned, Proof, planned_
 from qcompiler.engine import Engine, EngineOptions
 from qcompiler.ir.constants import remove_unread_constants
 from qcompiler.ir.phase import Phase
+from qcompiler.passes.correct_bias import CorrectBias
 from qcompiler.passes.fold_scales import FoldScales
 from qcompiler.passes.fuse_qdq import FuseQdq
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.plan_quantization import PlanQuantization
+from qcompiler.passes.round_adaptively import RoundAdaptively
 from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.pipeline import Instrument, Pipeline
 from qcompiler.pipeline.state import CompileState
@@ -94,6 +96,8 @@ class Workshop:
         """
         return (
             PlanQuantization(estimator=self.estimator),
+            RoundAdaptively(),
+            CorrectBias(),
             InsertQdq(),
             FoldScales(),
             FuseQdq(),

@@ -13,6 +13,10 @@ How the zero point of ``a`` reaches the sum, sum_k a * w - az * sum_k w - wz * s
   channel);
 - dynamic, per token or for the tensor: ``a_zero`` is read from memory, and ``column_sum`` (zeros token, tensor);
 - of two activations, with ``az`` and ``wz`` numbers: sums of rows and columns are taken inside (zeros kernel).
+
+Heads of an attention lie side by side in the row of a token. With ``batch`` two the batch has two axes [G, H] whose
+strides are free, and zero where the second operand is the same for all: a head is read where it lies, and the result
+is written where the next product reads it.
 """
 
 from __future__ import annotations
@@ -35,13 +39,18 @@ MOST_TERMS = {"none": 65793, "token": 65793, "tensor": 65793, "kernel": 33025}
 
 
 def _macs(dims: Dims, options: Options) -> int:
-    return dims["B"] * dims["M"] * dims["N"] * dims["K"]
+    return matrices(dims, options) * dims["M"] * dims["N"] * dims["K"]
+
+
+def matrices(dims: Dims, options: Options) -> int:
+    """Return how many products a call computes."""
+    return dims["G"] * dims["H"] if options["batch"] == "two" else dims["B"]
 
 
 def _requests(
     contract: Contract, dims: Dims, operands: Mapping[str, Operand], options: Options, config: Config
 ) -> Traffic:
-    batch, rows, columns, depth = (dims[d] for d in "BMNK")
+    batch, rows, columns, depth = (matrices(dims, options), *(dims[d] for d in "MNK"))
     tiles_m, tiles_n = -(-rows // config["BLOCK_M"]), -(-columns // config["BLOCK_N"])
     read = rows * depth * tiles_n + columns * depth * tiles_m
     read += 4 * columns * tiles_m * sum(options[o] == "channel" for o in ("multiplier", "offset"))
@@ -64,10 +73,16 @@ def _depth_rule(dims: Dims, options: Options) -> str | None:
 
 
 def _batch_rule(dims: Dims, options: Options) -> str | None:
-    if dims["B"] > MOST_MATRICES:
-        return f"a batch may have {MOST_MATRICES} matrices; found {dims['B']}"
-    if dims["W"] not in (1, dims["B"]):
-        return f"w must have one matrix, or one for each of the {dims['B']} of a; found {dims['W']}"
+    batch = matrices(dims, options)
+    if batch > MOST_MATRICES:
+        return f"a batch may have {MOST_MATRICES} matrices; found {batch}"
+    if options["batch"] == "two":
+        if dims["WG"] not in (1, dims["G"]) or dims["WH"] not in (1, dims["H"]):
+            return f"w must have 1 or {dims['G']} by 1 or {dims['H']} matrices; found {dims['WG']} by {dims['WH']}"
+        if options["zeros"] not in ("none", "kernel") or options["a_scale"] != "none":
+            return "scales and zero points of a that are read have one axis for the batch; expected batch one"
+    elif dims["W"] not in (1, batch):
+        return f"w must have one matrix, or one for each of the {batch} of a; found {dims['W']}"
     return None
 
 
@@ -80,13 +95,24 @@ def _plain_rule(dims: Dims, options: Options) -> str | None:
     return None
 
 
+def _two(*axes: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the axes that an argument has where the batch has two."""
+    return "batch", "two", axes
+
+
 CONTRACT = Contract(
     name="int8_matmul",
     purpose="s8 x s8 matrix product with zero points, scales and a fused epilogue",
     arguments=(
-        Argument("a", ("int8",), ("B", "M", "K"), why="activations"),
-        Argument("w", ("int8",), ("W", "N", "K"), when=("w_layout", ("nk",)), why="weights, packed to (N, K)"),
-        Argument("w_kn", ("int8",), ("W", "K", "N"), when=("w_layout", ("kn",)), why="second operand as (K, N)"),
+        Argument("a", ("int8",), ("B", "M", "K"), why="activations", dims_when=_two("G", "H", "M", "K")),
+        Argument(
+            "w", ("int8",), ("W", "N", "K"), when=("w_layout", ("nk",)), why="weights, packed to (N, K)",
+            dims_when=_two("WG", "WH", "N", "K"),
+        ),
+        Argument(
+            "w_kn", ("int8",), ("W", "K", "N"), when=("w_layout", ("kn",)), why="second operand as (K, N)",
+            dims_when=_two("WG", "WH", "K", "N"),
+        ),
         Argument(
             "multiplier", ("float32",), ("N",), when=("multiplier", ("channel",)), why="scale per step of the sum"
         ),
@@ -100,11 +126,17 @@ CONTRACT = Contract(
         Argument("a_point", ("int32",), role="scalar", when=("zeros", ("kernel",)), why="zero point of a"),
         Argument("w_point", ("int32",), role="scalar", when=("zeros", ("kernel",)), why="zero point of w"),
         Argument("bias", ("float32", "float16"), ("N",), when=("bias", ("channel",)), why="float bias"),
-        Argument("residual", RESIDUAL_DTYPES, ("B", "M", "N"), when=("residual", ("before", "after")), why="to add"),
+        Argument(
+            "residual", RESIDUAL_DTYPES, ("B", "M", "N"), when=("residual", ("before", "after")), why="to add",
+            dims_when=_two("G", "H", "M", "N"),
+        ),
         *EPILOGUE_SCALARS,
-        Argument("out", (), ("B", "M", "N"), role="output", dtype_of="out", why="result"),
+        Argument(
+            "out", (), ("B", "M", "N"), role="output", dtype_of="out", why="result", dims_when=_two("G", "H", "M", "N")
+        ),
     ),
     choices=(
+        Choice("batch", ("one", "two"), "axes of the batch; two have strides of their own, as heads of an attention"),
         Choice("w_layout", ("nk", "kn"), "order of the second operand; kn is transposed on the way, slower"),
         Choice("multiplier", ("channel", "scalar", "none"), "float32 factor of the sum; none for out int32 only"),
         Choice("offset", ("none", "channel"), "int32 added to the sum"),
@@ -116,4 +148,4 @@ CONTRACT = Contract(
     macs_rule=_macs,
     requests_rule=_requests,
     rules=(_depth_rule, _batch_rule, _plain_rule, epilogue_rule),
-)
+)  # fmt: skip

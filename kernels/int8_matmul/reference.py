@@ -21,7 +21,7 @@ def reference(given: Mapping[str, Any], options: Options) -> dict[str, Array]:
         options: complete.
 
     Returns:
-        ``out`` of shape [B, M, N].
+        ``out`` of shape [B, M, N], or [G, H, M, N].
     """
     total = _sum(given, options)
     if options["out"] == "int32":
@@ -35,7 +35,7 @@ def reference(given: Mapping[str, Any], options: Options) -> dict[str, Array]:
 
 
 def _sum(given: Mapping[str, Any], options: Options) -> npt.NDArray[np.int64]:
-    """Return the sum of products of numbers less their zero points, and the offset, int64 [B, M, N]."""
+    """Return the sum of products of numbers less their zero points, and the offset, int64, of the output's shape."""
     weight = given["w"].swapaxes(-1, -2) if options["w_layout"] == "nk" else given["w_kn"]
     a, w = given["a"].astype(np.int64), weight.astype(np.int64)
     if options["zeros"] == "kernel":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from qcompiler.kernels.epilogue.triton_kernel import finish
 from qcompiler.kernels.operand import describe, strides
 
 
-@triton.jit(do_not_specialize=["M", "a_point", "w_point", "residual_zero", "out_zero"])
+@triton.jit(do_not_specialize=["M", "heads", "a_point", "w_point", "residual_zero", "out_zero"])
 def int8_matmul(
     a_ptr,
     w_ptr,
@@ -39,6 +40,11 @@ def int8_matmul(
     stride_om,
     stride_rb,
     stride_rm,
+    heads,
+    stride_ag,
+    stride_wg,
+    stride_og,
+    stride_rg,
     scale,
     a_point,
     w_point,
@@ -58,6 +64,7 @@ def int8_matmul(
     ACTIVATION: tl.constexpr,
     OUT_SCALE: tl.constexpr,
     OUT: tl.constexpr,
+    BATCH: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -66,6 +73,14 @@ def int8_matmul(
 ):
     """Compute one tile [BLOCK_M, BLOCK_N] of one matrix of the batch."""
     batch = tl.program_id(1).to(tl.int64)
+    if BATCH == "two":
+        group = batch // heads
+        a_ptr += group * stride_ag
+        w_ptr += group * stride_wg
+        out_ptr += group * stride_og
+        if RESIDUAL != "none":
+            residual_ptr += group * stride_rg
+        batch = batch % heads
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     # Bands of GROUP_M tiles share their weights in the cache.
@@ -174,10 +189,9 @@ def calls(tensors: Mapping[str, Any], options: Options, config: Config) -> list[
     """
     a, out, residual = tensors["a"], tensors["out"], tensors.get("residual")
     w = tensors["w"] if options["w_layout"] == "nk" else tensors["w_kn"]
-    batch, rows, depth = describe(a).shape
-    columns = describe(out).shape[2]
+    *batch, rows, depth = describe(a).shape
+    columns = describe(out).shape[-1]
     tiles = -(-rows // config["BLOCK_M"]) * -(-columns // config["BLOCK_N"])
-    shared_w = describe(w).shape[0] == 1
     arguments = {
         "a_ptr": a,
         "w_ptr": w,
@@ -192,15 +206,14 @@ def calls(tensors: Mapping[str, Any], options: Options, config: Config) -> list[
         "M": rows,
         "N": columns,
         "K": depth,
-        "stride_ab": strides(a)[0],
-        "stride_am": strides(a)[1],
-        "stride_wb": 0 if shared_w else strides(w)[0],
-        "stride_w": strides(w)[1],
-        "stride_ob": strides(out)[0],
-        "stride_om": strides(out)[1],
-        "stride_rb": 0 if residual is None else strides(residual)[0],
-        "stride_rm": 0 if residual is None else strides(residual)[1],
+        "stride_am": strides(a)[-2],
+        "stride_w": strides(w)[-2],
+        "stride_om": strides(out)[-2],
+        "stride_rm": 0 if residual is None else strides(residual)[-2],
+        "heads": batch[-1],
     }
+    for letter, tensor in (("a", a), ("w", w), ("o", out), ("r", residual)):
+        arguments[f"stride_{letter}b"], arguments[f"stride_{letter}g"] = _batch_strides(tensor)
     numbers = ("scale", "low", "high", "residual_scale", "out_inverse")
     points = ("a_point", "w_point", "residual_zero", "out_zero")
     arguments |= {name: float(tensors.get(name, 0.0)) for name in numbers}
@@ -210,7 +223,15 @@ def calls(tensors: Mapping[str, Any], options: Options, config: Config) -> list[
     constants |= dict(config.tile)
     # Bit-exact results forbid contraction; curves have their own error, and profit from it.
     fuse = options["activation"] not in PIECEWISE
-    return [Call(int8_matmul, (tiles, batch, 1), arguments, constants, config, fuse)]
+    return [Call(int8_matmul, (tiles, math.prod(batch), 1), arguments, constants, config, fuse)]
+
+
+def _batch_strides(tensor: Any) -> tuple[int, int]:
+    """Return how far apart the matrices of a batch lie along its last axis and along the one before; 0 if shared."""
+    if tensor is None:
+        return 0, 0
+    found = [0 if length == 1 else step for length, step in zip(describe(tensor).shape, strides(tensor), strict=True)]
+    return found[-3], found[-4] if len(found) == 4 else 0
 
 
 def cases(arch: str) -> tuple[Case, ...]:
@@ -222,6 +243,9 @@ def cases(arch: str) -> tuple[Case, ...]:
     scores = {"multiplier": "scalar", "zeros": "kernel"}
     values = scores | {"w_layout": "kn", "out": "int8", "out_scale": "scalar"}
     curved = dynamic | {"residual": "after"}
+    tokens = {"G": 8, "H": 12, "WG": 8, "WH": 12, "M": 512, "N": 512, "K": 64}
+    split = scores | {"batch": "two"}
+    ragged = tokens | {"M": 65, "N": 32, "K": 65}
     found = [
         Case("requantize, relu", large, folded | {"activation": "relu"}),
         Case("per token, gelu", large | {"M": 512}, dynamic),
@@ -229,6 +253,9 @@ def cases(arch: str) -> tuple[Case, ...]:
         Case("queries by keys", heads, scores | {"out": "float32"}),
         Case("per token, few rows", large | {"M": 64}, dynamic, full=True),
         Case("weights by values", heads, values, full=True),
+        Case("queries by keys, heads", tokens, split | {"out": "float32"}),
+        Case("weights by values, heads", tokens | {"N": 64, "K": 512}, values | {"batch": "two"}, full=True),
+        Case("ragged values, heads", ragged, values | {"batch": "two"}, full=True),
         Case("residual s8", large, folded | {"residual": "before"}, {"residual": "int8"}, full=True),
         Case("residual f16", large, curved, full=True),
         Case("plain sum", large, {"multiplier": "none", "out": "int32"}, full=True),

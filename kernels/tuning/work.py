@@ -61,7 +61,8 @@ class Work:
     @property
     def when(self) -> dict[str, tuple[int, int]]:
         """Return the lengths that a measured entry is for: the bucket of rows, the other axes as they are."""
-        named = {d for a in self.contract.tensors(self.options) for d in a.dims if d.isidentifier()}
+        named = {d for a in self.contract.tensors(self.options) for d in a.axes(self.options)}
+        named = {d for d in named if d.isidentifier()}
         return {n: bucket(length) if n == ROWS else (length, length) for n, length in self.dims.items() if n in named}
 
     def operands(self) -> dict[str, Operand]:

@@ -23,6 +23,7 @@ _CODE = re.compile(
 _SAID = (
     ("by override", "override", "user"),
     ("the accuracy guard measured", "accuracy-guard", "guard"),
+    ("for accuracy", "accuracy-guard", "guard"),
     ("its region was measured", "region-slower", "measurement"),
     ("no integer form of the model", "model-slower", "measurement"),
     ("nothing around it", "no-integer-neighbour", "plan"),

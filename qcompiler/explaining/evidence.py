@@ -155,20 +155,11 @@ def _history(given: ir.Model, target: Target) -> tuple[tuple[Change, ...], dict[
 
 def _times(compilation: Compilation, forms: Mapping[str, str]) -> tuple[dict[str, float], float]:
     """Return microseconds per group in the form that it has, as the search profiled them, and their sum."""
-    search = compilation.decider.search
-    measured = None if search is None else search.measured
-    if measured is None:
+    costs = compilation.decider.costs
+    if costs is None:
         return {}, 0.0
-    found: dict[str, float] = {}
-    for name, form in forms.items():
-        costs = measured.float_
-        if form == "dynamic" and measured.dynamic is not None:
-            costs = measured.dynamic
-        elif form != "float" and measured.static is not None:
-            costs = measured.static
-        if name in costs.groups:
-            found[name] = costs.groups[name]
-    return found, sum(found.values()) + sum(measured.float_.others.values())
+    found = {name: us for name, form in forms.items() if (us := costs.groups.get(name, {}).get(form)) is not None}
+    return found, sum(found.values()) + costs.fixed
 
 
 # ---- from files -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from qcompiler.engine import Array
 from qcompiler.ir.graph import origins
 from qcompiler.ir.phase import Phase
 from qcompiler.quant.plan import Form, QuantPlan
+from qcompiler.quant.rounding import RoundedWeight
 from qcompiler.quant.spec import QuantSource, RangeSource
 from qcompiler.targets.target import Target
 
@@ -81,6 +82,10 @@ class CompileState:
         estimators: range estimator per group, where it is not the default.
         imported: scales and zero points of an imported quantized model, by value name.
         smoothing: scale per channel of activations that smooth-activations divides, by value name.
+        equalization: scale per channel that equalize-layers divides by, by the class's first value; emptied by it.
+        splitting: input channels that split-outlier-channels halves, by group; emptied by it.
+        rounding: weights with their codes that round-adaptively puts in place, by group.
+        bias_corrections: what correct-bias adds to the bias, by group and form (`correction_key`).
         half: the half type that floats had before widen-half-precision; None where nothing was widened.
         remarks: why things were or were not done, in order.
         quantized: weights quantized so far, by name, specification and numbers; clones share it.
@@ -97,6 +102,10 @@ class CompileState:
     estimators: dict[str, str] = field(default_factory=dict)
     imported: dict[str, QuantSource] = field(default_factory=dict)
     smoothing: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    equalization: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    splitting: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    rounding: dict[str, RoundedWeight] = field(default_factory=dict)
+    bias_corrections: dict[str, tuple[float, ...]] = field(default_factory=dict)
     half: ir.DataType | None = None
     remarks: list[Remark] = field(default_factory=list)
     quantized: dict[tuple[str, str], Array] = field(default_factory=dict, repr=False)
@@ -136,5 +145,9 @@ class CompileState:
             engine_forms=dict(self.engine_forms),
             estimators=dict(self.estimators),
             imported=dict(self.imported),
+            equalization=dict(self.equalization),
+            splitting=dict(self.splitting),
+            rounding=dict(self.rounding),
+            bias_corrections=dict(self.bias_corrections),
             remarks=list(self.remarks),
         )

@@ -209,9 +209,18 @@ def outer_scale(spec: QuantSpec, reach: float) -> np.float32:
     return np.float32(max(reach / most, float(np.finfo(np.float32).tiny)) if reach > 0 else 1.0)
 
 
-def fixed_params(spec: QuantSpec, source: QuantSource) -> QuantParams:
-    """Return the numbers that a ``fixed`` source carries, scalar if there is one."""
+def fixed_params(spec: QuantSpec, source: QuantSource, shape: tuple[int, ...] = ()) -> QuantParams:
+    """Return the numbers that a ``fixed`` source carries, scalar if there is one.
+
+    Args:
+        spec: what they belong to.
+        source: carries them flat.
+        shape: the tensor's shape; needed for scales per block, which have its rank.
+    """
     scale, zero = np.asarray(source.scale, np.float32), np.asarray(source.zero_point, np.int64)
     if spec.axis is None:
         scale, zero = scale.reshape(()), zero.reshape(())
+    elif spec.block and shape:
+        wanted = tuple(-(-n // spec.block) if i == spec.axis % len(shape) else n for i, n in enumerate(shape))
+        scale, zero = scale.reshape(wanted), zero.reshape(wanted)
     return QuantParams(spec, scale, zero)

@@ -43,6 +43,7 @@ class Report:
         warnings: what a user should know before deploying.
         context: target, engine, processor, threads, recipe.
         returned: steps of the accuracy guard.
+        plan: what the chosen plan promised and what was measured, its optimality gap, and the prices of its budgets.
     """
 
     proof: Proof
@@ -58,6 +59,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     context: Mapping[str, str] = field(default_factory=dict)
     returned: tuple[Mapping[str, Any], ...] = ()
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -77,6 +79,7 @@ class Report:
             "groups": [g.to_dict() for g in self.groups],
             "forms_tried": {name: dict(figures) for name, figures in self.forms_tried.items()},
             "accuracy_guard": [dict(step) for step in self.returned],
+            "plan": dict(self.plan),
             "warnings": list(self.warnings),
             "context": dict(self.context),
         }

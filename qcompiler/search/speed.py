@@ -1,4 +1,4 @@
-"""The speed side: choose forms from profiles, then return to float every region that loses, then prove the whole."""
+"""The speed guard's tools: return to float every region that loses, avoid engine traps, compare whole models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from qcompiler.engine import ModelLike
 from qcompiler.ir.networks import nx
 from qcompiler.quant.plan import Form
 from qcompiler.search.attribution import Costs, Owners, attribute
-from qcompiler.search.select import Measured, choose_forms, predict
 from qcompiler.search.timing import Stopwatch
 from qcompiler.targets.groups import Group
 
@@ -61,66 +60,11 @@ class SpeedSearch:
     def __post_init__(self) -> None:
         self.owners = Owners.of(self.model, self.groups)
         self.float_costs: Costs | None = None
-        self.measured: Measured | None = None
 
     def costs(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str]) -> Costs:
         """Profile one choice of forms."""
         profile, executed = self.stopwatch.profile(self.build(forms, engine_forms).model)
         return attribute(profile, executed, self.owners)
-
-    def choose(
-        self, static: Mapping[str, Form], dynamic: Mapping[str, Form], engine_forms: Mapping[str, str]
-    ) -> dict[str, Form]:
-        """Profile the float, static and dynamic variants and combine the best of each.
-
-        Args:
-            static: the forms of the static variant (all float if there is no calibration).
-            dynamic: the forms of the dynamic variant.
-            engine_forms: rewrites in force for all variants.
-        """
-        self.float_costs = self.costs({}, engine_forms)
-
-        def some(forms: Mapping[str, Form]) -> bool:
-            return any(f != "float" for f in forms.values())
-
-        static_costs = self.costs(static, engine_forms) if some(static) else None
-        dynamic_costs = self.costs(dynamic, engine_forms) if some(dynamic) else None
-        measured = Measured(self.float_costs, static_costs, dynamic_costs, self.elements, static, dynamic)
-        self.measured = measured
-        self.figures["profile_us"] = {
-            name: round(costs.total, 1)
-            for name, costs in (("float", self.float_costs), ("static", static_costs), ("dynamic", dynamic_costs))
-            if costs is not None
-        }
-        forms = choose_forms(self.groups, measured, self.frozen)
-        self._explain(forms, measured)
-        return forms
-
-    def _explain(self, forms: Mapping[str, Form], measured: Measured) -> None:
-        for group in self.groups:
-            if not group.legal:
-                continue
-            if forms[group.name] == "float" and not self._ran(group, measured):
-                self.why[group.name] = "float: never-observed: neither calibration nor the measured feed executed it"
-                continue
-            parts = [f"float {measured.float_.groups.get(group.name, 0.0):.0f} us"]
-            for label, costs, variant in (
-                ("static", measured.static, measured.static_forms),
-                ("dynamic", measured.dynamic, measured.dynamic_forms),
-            ):
-                if costs is not None and variant.get(group.name, "float") != "float":
-                    parts.append(f"{label} {costs.groups.get(group.name, 0.0):.0f} us")
-            figures = ", ".join(parts)
-            self.why[group.name] = f"{forms[group.name]}: measured {figures} (without the conversions at its borders)"
-
-    def _ran(self, group: Group, measured: Measured) -> bool:
-        """Return whether a group was executed, as far as calibration or a profile can tell.
-
-        What an engine fuses into another node takes no time of its own; calibration saw its values all the same.
-        """
-        told = any(str(v.name) in self.elements for g in self.groups for v in g.results)
-        seen = any(str(v.name) in self.elements for v in (*group.results, group.float_result))
-        return not told or seen or group.name in measured.float_.groups
 
     def return_losers(
         self, forms: Mapping[str, Form], engine_forms: Mapping[str, str], rounds: int = 3
@@ -155,10 +99,6 @@ class SpeedSearch:
         spent += sum(t for name, t in costs.conversions.items() if name in border)
         before = sum(self.float_costs.groups.get(n, 0.0) for n in region)
         return spent - before if spent > 1.02 * before + 1.0 else 0.0
-
-    def predict(self, forms: Mapping[str, Form]) -> float:
-        """Return the predicted microseconds per run of a choice of forms, 0 if nothing was measured."""
-        return 0.0 if self.measured is None else predict(self.groups, self.measured, forms)
 
     def regions(self, forms: Mapping[str, Form]) -> list[frozenset[str]]:
         """Return the connected sets of groups that hand each other integers."""

@@ -27,6 +27,7 @@ from qcompiler.ir.graph import (
     shape_of,
     single_consumer,
 )
+from qcompiler.ir.shapes import static_dim
 from qcompiler.quant.plan import Form
 from qcompiler.targets.target import OpRow, Target
 
@@ -104,7 +105,7 @@ def left_out(model: ir.Model, target: Target) -> Iterator[tuple[ir.Node, str, st
 def _groups_of(graph: ir.Graph, target: Target) -> Iterator[Group]:
     taken: set[ir.Node] = set()
     for node in graph:
-        row = target.row(node.op_type) if node.domain in ("", "ai.onnx") else None
+        row = _row_of(node, target) if node.domain in ("", "ai.onnx") else None
         if row is None or node in taken:
             continue
         bias = _bias_add(node) if node.op_type == "MatMul" else None
@@ -117,6 +118,14 @@ def _groups_of(graph: ir.Graph, target: Target) -> Iterator[Group]:
         group = Group(node, row, bias, activation, legal, refusals)
         taken.update(group.nodes)
         yield group
+
+
+def _row_of(node: ir.Node, target: Target) -> OpRow | None:
+    """Return a node's row: that of products of two activations where the weight is none."""
+    row = target.row(node.op_type)
+    if row is None or row.kind != "weighted" or row.weight >= len(node.inputs) or is_const(node.inputs[row.weight]):
+        return row
+    return target.product_row(node.op_type) or row
 
 
 def _forms(row: OpRow) -> tuple[Form, ...]:
@@ -166,6 +175,8 @@ def _refusal(node: ir.Node, row: OpRow, form: str, target: Target) -> tuple[str,
     output = next((v for v in node.outputs if v.name), node.outputs[0])  # an LSTM may leave out its first output
     if output.dtype != ir.DataType.FLOAT:
         return "not-float32", f"the output is {_type(output)}; integer kernels need float32"
+    if row.kind == "weighted" and row.weight < 0:
+        return _product_refusal(node, row)
     if row.kind == "weighted":
         return _weighted_refusal(node, row, form) or _size_refusal(node, row) or _block_refusal(node, target)
     if row.kind == "recurrent":
@@ -219,6 +230,20 @@ def _weighted_refusal(node: ir.Node, row: OpRow, form: str) -> tuple[str, str] |
         array = const_array(bias)
         if array is not None and (array.ndim == 0 or array.shape[-1] != columns or array.size != columns):
             return "bias-shape", f"the bias has shape {array.shape}, not one number per output channel"
+    return None
+
+
+def _product_refusal(node: ir.Node, row: OpRow) -> tuple[str, str] | None:
+    """Return why a product of two activations stays in float, or None."""
+    ranks = [rank_of(v) for v in node.inputs[:2]]
+    if any(rank is None or rank < 2 for rank in ranks):
+        return "rank", f"the operands have the ranks {ranks}; the integer kernel multiplies matrices"
+    if any(not _finite(v) for v in node.inputs):
+        return "not-finite", "a constant it computes with holds NaN or infinity, for which there is no integer"
+    lengths = (static_dim(node.inputs[0], -1), static_dim(node.inputs[1], -2))
+    reduced = next((n for n in lengths if n is not None), None)
+    if reduced is not None and reduced < row.min_reduce:
+        return "too-small", f"each output sums {reduced} products, below {row.min_reduce} integers cannot win"
     return None
 
 

@@ -54,6 +54,18 @@ def adds_pairs(node: ir.Node) -> bool:
     return not (weight.shape[1] == 1 and weight.shape[0] == attr_int(node, "group", 1))
 
 
+def bias_point(activation: str, weight: str, spec: QuantSpec) -> Point:
+    """Return the point of an int32 bias, whose scale is that of the activation times that of the weight.
+
+    Args:
+        activation: name of the activation's point.
+        weight: key of the weight's point.
+        spec: of the weight; a bias has one scale per channel where the weight has.
+    """
+    bias = QuantSpec("int32", None if spec.axis is None else 0, symmetric=True)
+    return Point(bias, QuantSource("derived", (activation, weight)))
+
+
 def imported_format(target: Target) -> str:
     """Return the format in which the numbers of an imported model are kept for a target."""
     return target.activation if target.activation in ("int8", "uint8") else "int8"
@@ -152,7 +164,7 @@ class Points:
     def _static(self, group: Group, form: Form) -> None:
         for value in group.data:
             self._observed(value, group)
-        if group.row.kind == "weighted":
+        if group.row.kind == "weighted" and group.row.weight >= 0:
             self._weight(group, form)
         else:
             self._constants(group)
@@ -188,9 +200,8 @@ class Points:
         self.points[key] = Point(spec, QuantSource("weight") if fixed is None else fixed)
         has_bias = 0 < row.bias < len(root.inputs) and root.inputs[row.bias] is not None
         if form == "static" and has_bias and self.target.bias == "int32":
-            source = QuantSource("derived", (str(group.data[0].name), key))
-            bias_spec = QuantSpec("int32", None if axis is None else 0, symmetric=True)
-            self.points[use_point(group.name, row.bias)] = Point(bias_spec, source)
+            made = bias_point(str(group.data[0].name), key, replace(spec, axis=axis))
+            self.points[use_point(group.name, row.bias)] = made
 
     def _imported_weight(self, root: ir.Node, weight: ir.Value | None, spec: QuantSpec) -> QuantSource | None:
         """Return the numbers of an imported weight, which are of int8 without zero point, if the target keeps such.

@@ -40,7 +40,7 @@ class OpRow:
             ``mover`` (moves or selects integers: equal parameters in and out) or ``recurrent``.
         forms: forms the operator has besides float.
         data: indices of the quantized data inputs; empty means all.
-        weight: index of the weight input, -1 if the row has none.
+        weight: index of the weight input, -1 if the row has none (a weighted one: ``data`` are two activations).
         weight_axis: axis of per-channel weight scales (negative counts from the end), None for per tensor only.
         bias: index of the bias, -1 if there is none.
         constants: whether constant data inputs may be quantized.
@@ -176,6 +176,10 @@ class Target:
     def row(self, op_type: str) -> OpRow | None:
         """Return the row of an operator, or None if the target always runs it in float."""
         return next((row for row in self.rows if op_type in row.type), None)
+
+    def product_row(self, op_type: str) -> OpRow | None:
+        """Return the row of a product of two activations, or None if the target computes such in float."""
+        return next((r for r in self.rows if op_type in r.type and r.kind == "weighted" and r.weight < 0), None)
 
     def supports(self, op_type: str, form: str) -> str | None:
         """Return None if the operator has the form on this target, else the reason why not."""

@@ -244,9 +244,9 @@ RECORDS = {
     "{}": ["lacks 'version'"],
     json.dumps({"version": 99}): ["version 99"],
     json.dumps({"version": 1, "colour": 1}): ["colour"],
-    json.dumps({"version": 1, "forms": []}): ["forms"],
-    json.dumps({"version": 1, "forms": {"/first/MatMul": "int3"}}): ["unknown form 'int3'"],
-    json.dumps({"version": 1, "forms": {"/third/MatMul": "dynamic"}}): ["another model", "/third/MatMul"],
+    json.dumps({"version": 2, "forms": []}): ["forms"],
+    json.dumps({"version": 2, "forms": {"/first/MatMul": "int3"}}): ["unknown form 'int3'"],
+    json.dumps({"version": 2, "forms": {"/third/MatMul": "dynamic"}}): ["another model", "/third/MatMul"],
 }
 
 

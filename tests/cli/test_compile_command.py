@@ -211,7 +211,7 @@ def test_a_dump_can_be_inspected(place: Any, call: Any) -> None:
     for name in ("canonicalize", "plan-quantization", "insert-qdq", "fuse-qdq", "lower-onnxruntime"):
         assert name in shown.stdout
     assert "MatMul" in call("inspect", dump, "--stage", 0).stdout
-    assert "+" in call("inspect", dump, "--diff", 5).stdout
+    assert "+" in call("inspect", dump, "--diff", 7).stdout
     assert call("inspect", dump, "--stage", 99).code == 2
 
 

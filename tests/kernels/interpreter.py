@@ -85,7 +85,8 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
     whole = torch.empty(1 + sum((n - 1) * s for n, s in zip(array.shape, steps, strict=True)), dtype=torch.uint8)
     whole = torch.full(whole.shape, 0x55, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype)
     view = whole.as_strided(array.shape, steps)
-    view.copy_(torch.from_numpy(array.copy()))
+    once = tuple(slice(None) if s else slice(1) for s in steps)  # what is broadcast lies there once
+    view[once].copy_(torch.from_numpy(array[once].copy()))
     return view
 
 

@@ -32,7 +32,7 @@ def calls(draw: st.DrawFn, kernel: str) -> tuple[Contract, dict[str, int], dict[
     if draw(st.booleans(), label="mostly defaults"):
         varied = draw(st.sampled_from([c.name for c in contract.choices]))
         options = contract.options({varied: options[varied]})
-    axes = {d for a in contract.tensors(options) for d in a.dims if d.isidentifier() and d not in options}
+    axes = {d for a in contract.tensors(options) for d in a.axes(options) if d.isidentifier() and d not in options}
     dims = {axis: draw(LENGTH, label=axis) for axis in sorted(axes)}
     _relate(draw, contract, dims, options)
     try:

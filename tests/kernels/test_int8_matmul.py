@@ -188,6 +188,81 @@ def test_products_of_activations(interpreter: ModuleType, layout: str, weights: 
     np.testing.assert_array_equal(want, exact.astype(np.float32) * np.float32(3e-4))
 
 
+def heads(rows: int, columns: int, depth: int, layout: str, groups: int = 2, count: int = 3) -> dict[str, Any]:
+    """Return operands of an attention as models hold them: heads side by side in the row of a token, then as views."""
+    rng = np.random.default_rng([rows, columns, depth])
+    a = rng.integers(-128, 128, (groups, rows, count, depth), np.int8).transpose(0, 2, 1, 3)
+    inner = (columns, depth) if layout == "nk" else (depth, columns)
+    w = rng.integers(-128, 128, (groups, inner[0], count, inner[1]), np.int8).transpose(0, 2, 1, 3)
+    assert not a.flags.c_contiguous
+    return {"a": a, "w" if layout == "nk" else "w_kn": w, "scale": 60 / (74 * 74 * np.sqrt(depth))}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("layout", ["nk", "kn"])
+@pytest.mark.parametrize("points", [(-128, -128), (127, 127), (-128, 127), (0, 3)])
+@pytest.mark.parametrize(("m", "n", "k"), [(17, 17, 32), (65, 33, 65)])
+def test_heads_are_read_where_they_lie(
+    interpreter: ModuleType, layout: str, points: tuple[int, int], m: int, n: int, k: int
+) -> None:
+    given = heads(m, n, k, layout) | {"a_point": points[0], "w_point": points[1], "out_zero": -7}
+    options = {"batch": "two", "w_layout": layout, "multiplier": "scalar", "zeros": "kernel", "out": "int8"}
+    got = check(interpreter, given, options)
+    w = given["w_kn"] if layout == "kn" else given["w"].swapaxes(-1, -2)
+    exact = (given["a"].astype(int) - points[0]) @ (w.astype(int) - points[1])
+    params = QuantParams(QuantSpec("int8"), np.ones((), np.float32), np.asarray(-7))
+    np.testing.assert_array_equal(got, requantize(exact, np.float32(given["scale"]), params))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("shared", [(1, 1), (1, 3), (2, 1)])
+def test_an_operand_that_is_broadcast_over_heads_is_not_copied(
+    interpreter: ModuleType, shared: tuple[int, int]
+) -> None:
+    given = heads(20, 20, 16, "nk") | {"a_point": -128, "w_point": 127}
+    given["w"] = given["w"][: shared[0], : shared[1]]
+    given["a"] = np.broadcast_to(given["a"][:, :1], given["a"].shape)  # a stride of 0
+    check(interpreter, given, {"batch": "two", "multiplier": "scalar", "zeros": "kernel", "out": "float32"})
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("out", ["int8", "float16"])
+def test_heads_with_an_epilogue(interpreter: ModuleType, out: str) -> None:
+    given = heads(20, 24, 40, "kn") | {"a_point": 100, "w_point": -100, "bias": RNG.normal(0, 9, 24).astype(np.float32)}
+    given["residual"] = RNG.normal(0, 30, (2, 20, 3, 24)).astype(np.float32).transpose(0, 2, 1, 3)
+    given |= {"residual_scale": 1.0, "residual_zero": 0} | ({"out_zero": 5} if out == "int8" else {})
+    options = {"batch": "two", "w_layout": "kn", "multiplier": "scalar", "zeros": "kernel", "out": out}
+    check(interpreter, given, options | {"bias": "channel", "residual": "before", "activation": "relu"})
+
+
+@pytest.mark.interpreter
+def test_the_result_lies_as_the_next_product_reads_it(interpreter: ModuleType) -> None:
+    import torch
+
+    from qcompiler.kernels.launching import launch
+
+    given = heads(20, 24, 33, "kn") | {"a_point": 11, "w_point": -128, "out_zero": 127}
+    options = {"batch": "two", "w_layout": "kn", "multiplier": "scalar", "zeros": "kernel", "out": "int8"}
+    whole = torch.full((2, 20, 3, 40), 0x55, dtype=torch.int8)
+    tensors = {n: interpreter.to_torch(v) if isinstance(v, np.ndarray) else v for n, v in given.items()}
+    with interpreter.interpreted():
+        launch(KERNEL, {**tensors, "out": whole[..., 8:32].permute(0, 2, 1, 3)}, options, TILE)
+    want = reference(given, CONTRACT.options(options))["out"]
+    np.testing.assert_array_equal(whole[..., 8:32].numpy(), want.transpose(0, 2, 1, 3))
+    assert (whole[..., :8] == 0x55).all()
+    assert (whole[..., 32:] == 0x55).all()
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("end", [-128, 127])
+def test_products_of_activations_saturate(interpreter: ModuleType, end: int) -> None:
+    given = heads(20, 24, 40, "nk") | {"a_point": end, "w_point": end, "out_zero": 10, "scale": 0.03}
+    options = {"batch": "two", "multiplier": "scalar", "zeros": "kernel", "out": "int8"}
+    assert (check(interpreter, given, options) == 127).all()  # both lie on one side of their zero points
+    got = check(interpreter, given | {"w_point": -1 - end}, options)
+    assert (got == -128).all()
+
+
 @pytest.mark.interpreter
 def test_rows_of_a_wider_tensor(interpreter: ModuleType) -> None:
     given = operands(20, 33, 70)
@@ -269,6 +344,7 @@ def test_packing_pads_the_reduced_axis() -> None:
         ({"a": np.zeros((3, 16), np.int8)}, {}, r"a must have axes \[B, M, K\]; found shape \(3, 16\)"),
         ({"w": np.zeros((2, 5, 16), np.int8)}, {}, "one for each of the 1 of a; found 2"),
         ({"weights": 1}, {}, "has no argument 'weights'"),
+        ({"a": np.zeros((1, 3, 16), np.int8)}, {"batch": "two"}, r"a must have axes \[G, H, M, K\]; found shape"),
         ({}, {"out": "int8"}, "needs out_zero"),
         ({}, {"out": "int32"}, "expected multiplier none"),
         ({}, {"activation": "softmax"}, "activation cannot be 'softmax'; expected one of none, relu"),
@@ -279,6 +355,16 @@ def test_wrong_calls_are_refused(changes: dict[str, Any], options: dict[str, str
     given = operands(3, 5, 16) | changes
     with pytest.raises(TargetError, match=message):
         CONTRACT.check(given, CONTRACT.options(options))
+
+
+def test_batches_of_two_axes_are_held_to_each_other() -> None:
+    given = heads(4, 5, 16, "nk") | {"w": np.zeros((2, 2, 5, 16), np.int8), "a_point": 0, "w_point": 0}
+    options = {"batch": "two", "multiplier": "scalar", "zeros": "kernel"}
+    with pytest.raises(TargetError, match="w must have 1 or 2 by 1 or 3 matrices; found 2 by 2"):
+        CONTRACT.check(given, CONTRACT.options(options))
+    given = heads(4, 5, 16, "nk") | {"column_sum": np.zeros(5, np.int32), "a_zero_one": np.zeros((), np.int32)}
+    with pytest.raises(TargetError, match="have one axis for the batch; expected batch one"):
+        CONTRACT.check(given, CONTRACT.options(options | {"zeros": "tensor"}))
 
 
 def test_scales_of_rows_must_be_contiguous() -> None:

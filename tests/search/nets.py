@@ -1,4 +1,4 @@
-"""Small graphs with known node names, their groups, and costs invented by hand."""
+"""Small graphs with known node names, and their groups."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from qcompiler.engine import NodeCost, Profile
-from qcompiler.quant.plan import Form
-from qcompiler.search.attribution import Costs
-from qcompiler.search.select import Measured
 from qcompiler.targets.groups import Group, find_groups
 from qcompiler.targets.target import load_target
 from tests.passes.quantize.lab import import_exactly, model_of, normal
@@ -34,44 +31,6 @@ def chain(*ops: str) -> str:
         call = f"Conv{SAME}({source}, w)" if op == "Conv" else f"{op}({source})"
         lines.append(f"[{op[0].lower()}{index}] {result} = {call}")
     return " ".join(lines)
-
-
-def costs(
-    groups: Mapping[str, float],
-    conversions: Mapping[str, float] | None = None,
-    others: Mapping[str, float] | None = None,
-) -> Costs:
-    made = Costs()
-    made.groups.update(groups)
-    made.conversions.update(conversions or {})
-    made.others.update(others or {})
-    return made
-
-
-def measured(
-    groups: Mapping[str, Group],
-    float_: Mapping[str, float],
-    static: Mapping[str, float] | None = None,
-    dynamic: Mapping[str, float] | None = None,
-    *,
-    elements: Mapping[str, int] | None = None,
-    conversions: Mapping[str, float] | None = None,
-    dynamic_conversions: Mapping[str, float] | None = None,
-    others: Mapping[str, float] | None = None,
-) -> Measured:
-    """Return invented measurements; a group named in ``static`` or ``dynamic`` has that form in the variant."""
-
-    def form_of(group: Group) -> Form:
-        return "static" if "static" in group.legal else "static-float"
-
-    return Measured(
-        costs(float_, others=others),
-        None if static is None else costs({**float_, **static}, conversions),
-        None if dynamic is None else costs({**float_, **dynamic}, dynamic_conversions),
-        dict(elements or {}),
-        {n: form_of(g) if n in (static or {}) else "float" for n, g in groups.items()},
-        {n: "dynamic" if n in (dynamic or {}) else "float" for n in groups},
-    )
 
 
 def profile_of(times: Mapping[str, float]) -> Profile:

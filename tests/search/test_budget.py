@@ -20,6 +20,20 @@ from qcompiler.search.budget import Budget, parse_budget
         ("SQNR >= 30.5 dB", Budget(sqnr_db=30.5)),
         (["drop<=1pt", "drop<=2%", "sqnr>=20"], Budget(0.01, 0.02, 20.0)),
         (["sqnr>=20", "sqnr>=25"], Budget(sqnr_db=25.0)),
+        (["sqnr>=25", "sqnr>=20", "drop<=2%", "drop<=1%", "drop<=3%"], Budget(sqnr_db=25.0, drop_relative=0.01)),
+        ("bytes<=4MB", Budget(bytes=4_000_000)),
+        (" Bytes <= 1.5 mib ", Budget(bytes=1_572_864)),
+        ("bytes<=12kB", Budget(bytes=12_000)),
+        ("bytes<=.5KiB", Budget(bytes=512)),
+        ("bytes<=100", Budget(bytes=100)),
+        ("bytes<=1 b", Budget(bytes=1)),
+        ("bits<=4.65", Budget(bits=4.65)),
+        ("latency<=3ms", Budget(latency_us=3000.0)),
+        ("LATENCY <= 250 US", Budget(latency_us=250.0)),
+        ("latency<=250µs", Budget(latency_us=250.0)),
+        ("latency<=0.5s", Budget(latency_us=500_000.0)),
+        (["bytes<=1MB", "bytes<=1MiB", "bytes<=2MB"], Budget(bytes=1_000_000)),
+        (["latency<=1ms", "latency<=900us", "bits<=5", "bits<=4"], Budget(latency_us=900.0, bits=4.0)),
     ],
 )
 def test_a_budget_is_read(text: str | list[str] | None, expected: Budget) -> None:
@@ -28,11 +42,13 @@ def test_a_budget_is_read(text: str | list[str] | None, expected: Budget) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["", "drop", "drop<=1", "drop>=1pt", "drop<=-1pt", "sqnr<=30", "sqnr>=30%", "sqnr>=30pt", "latency<=3ms",
-     "drop<=x%", "drop<=1pt sqnr>=3", "drop<=1e-3pt"],
+    ["", "drop", "drop<=1", "drop>=1pt", "drop<=-1pt", "sqnr<=30", "sqnr>=30%", "sqnr>=30pt", "drop<=x%",
+     "drop<=1pt sqnr>=3", "drop<=1e-3pt", "bytes<=0", "bytes<=0.4", "bytes<=-4MB", "bytes<=nan", "bytes>=4MB",
+     "bytes<=4MT", "bytes<=4ms", "bits<=0", "bits<=4 MB", "bits>=4", "latency<=0us", "latency<=3", "latency>=3ms",
+     "latency<=inf ms", "latency<=3MB", "bytes<=" + "9" * 400],
 )  # fmt: skip
 def test_any_other_text_is_refused_by_name(text: str) -> None:
-    with pytest.raises(BudgetError, match=r"expected like drop<=0\.5pt, drop<=1% or sqnr>=30") as caught:
+    with pytest.raises(BudgetError, match=r"expected like drop<=0\.5pt, .*, bytes<=4MB, .* or latency<=3ms") as caught:
         parse_budget([text])
     assert repr(text) in str(caught.value)
 

@@ -14,7 +14,7 @@ RECORD = Decisions(
     forms={"/conv": "static", "/fc": "dynamic", "/out": "static-float"},
     engine_forms={"emit:/conv": "qoperator", "skip-layer-norm": "avoid"},
     estimator="percentile:99.99",
-    smoothing={"/norm/out": 0.55},
+    treatments={"smooth-activations": {"/norm/out": 0.55}},
     why={"/b": "float: its region was measured 12 us slower on integers"},
     figures={"profile_us": {"float": 100.5}, "regions_returned": [{"groups": ["/b"], "loss_us": 12.0}]},
     context={"engine": "onnxruntime 1.31.1", "threads": "1"},
@@ -51,13 +51,13 @@ def without(part: str) -> str:
         ("3", "not a decisions record"),
         ("{}", "not a decisions record: it lacks 'version'"),
         (without("version"), "it lacks 'version'"),
-        (changed(version=99), "has version 99, this release reads 1; compile anew"),
+        (changed(version=99), "has version 99, this release reads 2; compile anew"),
         (changed(surprise=1), "not a decisions record: .*surprise"),
         (changed(forms={"/conv": "int3"}), "names the unknown form 'int3'"),
         (changed(forms=["static"]), "expected a table in 'forms', found"),
         (changed(forms=None), "expected a table in 'forms', found None"),
         (changed(engine_forms="avoid"), "expected a table in 'engine_forms', found 'avoid'"),
-        (changed(smoothing=[1]), "expected a table in 'smoothing'"),
+        (changed(treatments=[1]), "expected a table in 'treatments'"),
         (changed(forms={"/conv": ["static"]}), "names the unknown form"),
         (changed(estimator=3), "estimator"),
     ],
@@ -68,5 +68,5 @@ def test_anything_else_is_refused_in_one_line(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_record_made_before_smoothing_existed_is_read() -> None:
-    assert Decisions.from_json(without("smoothing")).smoothing == {}
+def test_a_record_without_treatments_is_read() -> None:
+    assert Decisions.from_json(without("treatments")).treatments == {}

@@ -66,15 +66,15 @@ def test_exactly_the_slow_region_becomes_float(region: str, from_profile: int) -
 
     for name in of(region):
         assert made.decisions.why[name].startswith("float: ")
-    returned = made.decisions.figures.get("regions_returned", [])
+    first = f"/{region}/c0"
+    assert "static 5000 us" in made.decisions.why[first] or "static 5010 us" in made.decisions.why[first]
+    plans = made.decisions.figures["plans"]
     if from_profile == 0:
-        first = f"/{region}/c0"
-        assert "static 5000 us" in made.decisions.why[first] or "static 5010 us" in made.decisions.why[first]
-        assert returned == []
+        assert list(plans) == ["plan 1"]
     else:
-        assert [set(r["groups"]) for r in returned] == [of(region)]
-        assert returned[0]["loss_us"] > 9000
-        assert all("its region was measured" in made.decisions.why[n] for n in of(region))
+        assert plans["plan 1"]["measured_us"] > plans["plan 1"]["predicted_us"] + 9000
+        assert plans["plan 2"]["measured_us"] == pytest.approx(plans["plan 2"]["predicted_us"], rel=0.05)
+        assert made.decisions.figures["chosen"] == "plan 2"
     why = {g.group: g.why for g in made.report.groups}
     assert {n: why[n] for n in of(region)} == {n: made.decisions.why[n] for n in of(region)}
 

@@ -172,22 +172,6 @@ def test_a_pinned_integer_group_stays_in_a_losing_region() -> None:
     assert made.figures["regions_returned"] == [{"groups": ["c4"], "loss_us": 250.0}]
 
 
-def test_choose_profiles_each_variant_once_and_says_what_it_saw() -> None:
-    made, machine, groups = search(FIVE, costs({"c3": 400.0}))
-    forms = made.choose(dict.fromkeys(groups, "static"), dict.fromkeys(groups, "float"), {})
-    assert forms == {"c0": "static", "c1": "static", "c3": "float", "c4": "static"}
-    assert made.figures["profile_us"] == {"float": 400.0, "static": 550.0}
-    assert made.why["c3"] == "float: measured float 100 us, static 400 us (without the conversions at its borders)"
-    assert made.why["c0"] == "static: measured float 100 us, static 50 us (without the conversions at its borders)"
-    assert [set(f.values()) for f in machine.profiled] == [set(), {"static"}]
-    assert made.predict(dict.fromkeys(groups, "static")) > made.predict(forms)
-    assert made.predict({}) == 400.0
-
-
-def test_before_anything_was_measured_predictions_are_zero() -> None:
-    assert search(FIVE, costs({}))[0].predict(ALL) == 0.0
-
-
 @pytest.mark.parametrize(
     ("gains", "chosen"),
     [({}, set()), ({"one": 1.009}, set()), ({"one": 1.02}, {"one"}), ({"one": 1.5, "two": 0.8}, {"one"}),
@@ -226,20 +210,3 @@ def test_builds_are_the_same_if_their_nodes_are() -> None:
     assert same_nodes(model, other)
     next(iter(other.graph)).name = "renamed"
     assert not same_nodes(model, other)
-
-
-def test_what_neither_calibration_nor_the_feed_executed_is_not_said_to_be_measured() -> None:
-    body = f"""[c0] a = Conv{SAME}(x, w) [i] y = If (p) <
-      then_branch = t () => (float[1,4,8,8] b) {{ [t1] e = Tanh(a) [c1] b = Conv{SAME}(e, v) }},
-      else_branch = f () => (float[1,4,8,8] c) {{ [t2] g = Tanh(a) [c2] c = Conv{SAME}(g, u) }}>"""
-    model, groups = net(body, "float[1,4,8,8] x, bool p")
-    machine = Machine(model, lambda forms: {"c0": 40.0, "c1": 30.0})
-    observed = dict.fromkeys(("x", "a", "e", "b"), 1000)
-    work = SpeedSearch(model, list(groups.values()), machine.build, machine, observed)
-    work.choose({"c0": "static", "c1": "static", "c2": "float"}, {}, {})
-    assert work.why["c2"] == "float: never-observed: neither calibration nor the measured feed executed it"
-    assert "measured float 30 us" in work.why["c1"]
-    # Without calibration only the profile could tell, and an engine may have fused the node.
-    work = SpeedSearch(model, list(groups.values()), machine.build, machine, {"x": 1000})
-    work.choose({}, {}, {})
-    assert work.why["c2"].startswith("float: measured float 0 us")

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 torch = pytest.importorskip("torch", reason="the executor needs torch")
@@ -29,6 +31,15 @@ POINTS = 0.002
 """What a metric of the executor may differ from ONNX Runtime's on the same graph."""
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let torch sum floats in one order, however many processors there are and whatever ran before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @cache
 def built(name: str) -> Built:
     return references.build(name)
@@ -48,7 +59,7 @@ def test_planned_fusions_are_kernels(name: str) -> None:
 def test_steps_are_within_one_of_onnx_runtime(name: str) -> None:
     found = built(name)
     gaps = references.steps_module().compare_steps(found.made.model, found.twin, found.subject.evals[:1])
-    assert sum(g.more for g in gaps) == 0
+    assert [g for g in gaps if g.more] == []
     assert sum(g.one for g in gaps) <= 1e-3 * sum(g.values for g in gaps)
     for gap in gaps:
         # An average is exact here and a sum of floats there, which breaks a tie either way: a few of every hundred.
@@ -66,6 +77,18 @@ class Nudged:
         return self.runner.run({n: a * self.factor if a.dtype == np.float32 else a for n, a in feed.items()})
 
 
+def _nudged(found: Built, runner: Runner, factor: float) -> Runner:
+    """Return ONNX Runtime on inputs that are larger by a factor; where tokens go in, on embeddings that are."""
+    if any(i.dtype == np.float32 for i in runner.inputs):
+        return Nudged(runner, factor)
+    twin = found.twin.clone()
+    for node in twin.graph:
+        table = node.inputs[0] if node.op_type == "Gather" else None
+        if table is not None and table.const_value is not None and table.dtype is ir.DataType.FLOAT:
+            table.const_value = ir.tensor(table.const_value.numpy() * np.float32(factor), name=table.name)
+    return PlainOrtEngine().load(twin)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_metric_is_onnx_runtimes(name: str) -> None:
     """Within 0.2 points, or as far as ONNX Runtime's own metric moves when its inputs move by a millionth."""
@@ -75,7 +98,7 @@ def test_the_metric_is_onnx_runtimes(name: str) -> None:
     theirs = found.metric(runner)
     nudged: list[dict[str, float]] = []
     if ours != pytest.approx(theirs, abs=POINTS + 1e-9):
-        nudged = [found.metric(Nudged(runner, factor)) for factor in (1 - 1e-6, 1 + 1e-6)]
+        nudged = [found.metric(_nudged(found, runner, factor)) for factor in (1 - 1e-6, 1 + 1e-6)]
     for key, value in theirs.items():
         moved = max((abs(other[key] - value) for other in nudged), default=0.0)
         assert ours[key] == pytest.approx(value, abs=POINTS + moved + 1e-9), key

@@ -41,7 +41,10 @@ def test_the_text_has_one_line_per_step(saved: Path) -> None:
     assert len(lines) == 2 + 5
     assert "int8_matmul[bias=channel activation=gelu out=int8]" in lines[2]
     assert "s8[2x5x32], s8[1x64x32]" in lines[2]
-    assert lines[-1].startswith("5 steps: 5 kernels, 0 torch functions, 0 views, 0 on the host; reads ")
+    assert lines[-1].startswith(
+        "5 steps: 5 kernels, 0 torch functions, 0 views, 0 on the host; 46.1 thousand multiply-"
+    )
+    assert ", 100.0 % of them in kernels; reads " in lines[-1]
 
 
 def test_inspect_prints_the_plan(saved: Path) -> None:

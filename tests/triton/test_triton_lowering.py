@@ -13,7 +13,9 @@ from qcompiler.backends.catalog import open_backend  # noqa: E402
 from qcompiler.backends.readback import Planned  # noqa: E402
 from qcompiler.backends.triton.backend import prove_steps  # noqa: E402
 from qcompiler.backends.triton.engine import TritonEngine  # noqa: E402
+from qcompiler.backends.triton.plan import make_plan  # noqa: E402
 from qcompiler.backends.triton.program import KERNEL, Program, build_program  # noqa: E402
+from qcompiler.backends.triton.work import count_work  # noqa: E402
 from qcompiler.compilation import Compilation  # noqa: E402
 from qcompiler.options import Options  # noqa: E402
 from tests.triton import models  # noqa: E402
@@ -152,3 +154,31 @@ def test_the_artifact_runs(tmp_path: Path) -> None:
     made.save(tmp_path / "m.qc")
     loaded = qcompiler.load(tmp_path / "m.qc", threads=1).run(CNN[0])["y"]
     np.testing.assert_array_equal(loaded, TritonEngine("cpu").load(made.model).run(CNN[0])["y"])
+
+
+AWKWARD = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[n, 3, 6, 7] x) => (float[n, 5, 3, 9] y) {
+  c = Conv <pads = [1, 1, 1, 1], strides = [2, 1]> (x, w)
+  r = Relu (c)
+  s = Conv <group = 5, pads = [1, 1, 1, 1]> (r, v)
+  u = MatMul (s, a)
+  h = Gelu (u)
+  y = MatMul (h, b)
+}
+"""
+
+
+@pytest.mark.parametrize("recipe", ["int8-static", "fp8"])
+def test_lengths_that_are_no_multiples_of_16_run_in_kernels(recipe: str) -> None:
+    """No contract asks for them: 3 channels, sums of 17 products, 9 columns (sums of 7 are too short, and float)."""
+    model = onnx.parser.parse_model(AWKWARD)
+    rng = np.random.default_rng(3)
+    for name, shape in (("w", (5, 3, 3, 3)), ("v", (5, 1, 3, 3)), ("a", (7, 17)), ("b", (17, 9))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    made = models.compiled(model, models.feeds(4, 2, 3, 6, 7), recipe)
+    program = build_program(made.model)
+    work = count_work(make_plan(program, {"x": (2, 3, 6, 7)}), program)
+    first, last = 2 * 5 * 3 * 7 * 27, 2 * 5 * 3 * 17 * 9
+    assert work.kernels == last + (first + 2 * 5 * 3 * 7 * 9 if recipe == "int8-static" else 0)
+    assert work.torch == 2 * 5 * 3 * 7 * 17 + (0 if recipe == "int8-static" else first + 2 * 5 * 3 * 7 * 9)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "interpreter", "cuda")
 DEVICE = "QCOMPILER_TRITON_DEVICE"
 """Environment variable with one of `DEVICES`, for callers that cannot name a device."""
+BUCKETS = "QCOMPILER_TRITON_BUCKETS"
+"""Environment variable with lengths of open axes, such as ``batch=1,8,32``, for callers that cannot name them."""
 INSTALL = "running a .qc model needs torch: pip install 'qcompiler[triton]'"
 
 
@@ -32,12 +34,14 @@ class TritonEngine:
         name: ``triton``.
         device: ``cuda``, ``interpreter`` (real kernels on the CPU, for tests), ``cpu`` (references), or ``auto``: cuda
             where there is one, else cpu.
+        buckets: lengths that open axes are filled up to, such as ``batch=1,8,32 time=64,128``; none by default.
     """
 
     name = "triton"
 
-    def __init__(self, device: str = "") -> None:
+    def __init__(self, device: str = "", buckets: str = "") -> None:
         self.device = device or os.environ.get(DEVICE, "auto")
+        self.buckets = buckets or os.environ.get(BUCKETS, "")
         if self.device not in DEVICES:
             raise TargetError(f"unknown device {self.device!r} for Triton; expected one of {', '.join(DEVICES)}")
 
@@ -62,25 +66,27 @@ class TritonEngine:
         program, sm = _program(model)
         import torch
 
+        from qcompiler.backends.triton.buckets import parse_buckets
         from qcompiler.backends.triton.executor import Executor, TritonRunner
 
+        buckets = parse_buckets(self.buckets)
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             if options.threads:
                 torch.set_num_threads(options.threads)
-            return TritonRunner(Executor(program))
+            return TritonRunner(Executor(program), buckets)
         if device == "interpreter":
             _interpret()
             from qcompiler.backends.triton.launcher import Launcher
 
-            return TritonRunner(Executor(program, "cpu", Launcher(f"sm{sm}")))
+            return TritonRunner(Executor(program, "cpu", Launcher(f"sm{sm}")), buckets)
         if not torch.cuda.is_available():
             raise TargetError("the device is cuda, but torch sees no GPU; take cpu, or install torch for CUDA")
         from qcompiler.backends.triton.cuda import open_executor
 
-        return TritonRunner(open_executor(program, sm))
+        return TritonRunner(open_executor(program, sm), buckets)
 
     def value(self, array: Array) -> EngineValue:
         """Refuse: this engine hands out no values of its own.

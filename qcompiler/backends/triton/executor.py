@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcompiler.backends.triton.buckets import Buckets
 from qcompiler.backends.triton.control import run_control
 from qcompiler.backends.triton.operators import VIEWS
 from qcompiler.backends.triton.plan import Plan, make_plan
@@ -198,9 +199,15 @@ class TritonRunner:
 
     Attributes:
         executor: runs the program.
+        buckets: lengths to which open axes are filled up.
     """
 
     executor: Executor
+    buckets: Buckets = field(default_factory=Buckets)
+
+    def __post_init__(self) -> None:
+        """Check that the buckets are for this model."""
+        self.buckets.check(self.executor.program.inputs, self.executor.program.outputs)
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -220,13 +227,21 @@ class TritonRunner:
         """
         self._check(feeds)
         with torch.inference_mode():
-            found = self.executor.run(feeds)
+            found = self._run(feeds)
         tensors = any(isinstance(v, Tensor) for v in feeds.values())
         names = [p.name for p in self.executor.program.outputs] if outputs is None else list(outputs)
         if unknown := [n for n in names if n not in found]:
             raise CalibrationError(f"the model has no output {unknown[0]!r}; it has {', '.join(found)}")
         made: dict[str, Any] = {n: found[n] if tensors else to_numpy(found[n]) for n in names}
         return made
+
+    def _run(self, feeds: Feeds) -> dict[str, Tensor]:
+        if not self.buckets.lengths:
+            return self.executor.run(feeds)
+        program = self.executor.program
+        given, true = self.buckets.fill({n: to_torch(a) for n, a in feeds.items()}, program.inputs)
+        found = self.executor.run(given)
+        return self.buckets.cut(found, program.outputs, true) if true else found
 
     def run_values(self, values: Mapping[str, EngineValue], outputs: Sequence[str]) -> dict[str, EngineValue]:
         """Refuse: the executor has no values of its own.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,15 @@ from qcompiler.backends.triton.program import Step
 from qcompiler.kernels.catalog import contract_of, kernel_names
 from qcompiler.kernels.config import Config, load_table
 from qcompiler.kernels.contract import Contract
+from qcompiler.kernels.epilogue.contract import MOST_MATRICES
 from qcompiler.kernels.int4_matvec.contract import MOST_ROWS
+from qcompiler.kernels.int8_matmul.contract import MOST_TERMS
 from qcompiler.kernels.norm_quantize.contract import MOST_COLUMNS
 from qcompiler.kernels.operand import Operand
 from qcompiler.kernels.pointwise.contract import collapse
 
+TWO_BATCHES = 4
+"""Axes of an operand of int8_matmul whose batch has two."""
 NUMBER = "_number"
 """Behind the name of a number in a step's attributes where an option of the kernel has the same name."""
 Tensors = dict[str, Any]
@@ -68,19 +72,40 @@ def kernel_call(step: Step, inputs: Mapping[str, Any], outputs: Mapping[str, Any
     Raises:
         TargetError: the contract does not allow it.
     """
-    framed = FRAMES[step.operator]({**inputs, **outputs})
+    framed = FRAMES[step.operator](_turned(step, {**inputs, **outputs}))
     if framed is None:
         return None
     kernel, tensors = framed
     contract = contract_of(kernel)
     names = {c.name for c in contract.choices}
     options = contract.options({k: str(v) for k, v in step.attributes.items() if k in names})
+    if kernel == "int8_matmul" and len(tensors["a"].shape) == TWO_BATCHES:
+        options["batch"] = "two"
     for argument in contract.arguments:
         if argument.role == "scalar" and argument.wanted(options):
             key = argument.name + NUMBER if argument.name in names else argument.name
             kind = int if argument.dtypes[0] == "int32" else float
             tensors[argument.name] = kind(step.attributes.get(key, 0))
     return KernelCall(contract, options, tensors, contract.check(tensors, options))
+
+
+def _turned(step: Step, tensors: Tensors) -> Tensors:
+    """Return tensors with their axes as the kernel counts them; a step says of some how a Transpose took them."""
+    made = dict(tensors)
+    for name, key in (("a", "a_axes"), ("w", "w_axes"), ("w_kn", "w_axes")):
+        if key in step.attributes and name in made:
+            made[name] = permuted(made[name], step.attributes[key])
+    if "out_axes" in step.attributes:
+        axes = list(step.attributes["out_axes"])
+        made["out"] = permuted(made["out"], [axes.index(i) for i in range(len(axes))])
+    return made
+
+
+def permuted(tensor: Any, axes: Sequence[int]) -> Any:
+    """Return a tensor, or a stand-in, with its axes in another order; nothing is copied."""
+    if isinstance(tensor, Operand):
+        return Operand(tensor.dtype, tuple(tensor.shape[i] for i in axes))
+    return tensor.permute(*axes)
 
 
 def reshaped(tensor: Any, shape: tuple[int, ...]) -> Any:
@@ -96,6 +121,38 @@ def expanded(tensor: Any, shape: tuple[int, ...]) -> Any:
 def output_names(step: Step) -> tuple[str, ...]:
     """Return a kernel's names of a step's outputs, in order."""
     return OUTPUTS.get(step.operator, ("out",))
+
+
+def _integer_products(tensors: Tensors) -> Framed | None:
+    """Multiply rows by one matrix, or matrices by matrices: what is the same for all is read again, by a stride of 0.
+
+    A batch of more than two axes is brought under one.
+    """
+    a, name = tensors["a"], "w" if "w" in tensors else "w_kn"
+    w = tensors[name]
+    if a.shape[-1] > MOST_TERMS["kernel"]:
+        return None
+    if all(n == 1 for n in w.shape[:-2]) and _packed(a) and _packed(tensors["out"]):
+        return _products("int8_matmul")(tensors | {name: reshaped(w, (1, *w.shape[-2:]))})
+    batch = tuple(np.broadcast_shapes(tuple(a.shape[:-2]), tuple(w.shape[:-2])))
+    if math.prod(batch) > MOST_MATRICES:
+        return None
+    framed = dict(tensors)
+    for key in (k for k in ("a", name, "residual", "out") if k in framed):
+        whole = (*batch, *framed[key].shape[-2:])
+        spread = framed[key] if tuple(framed[key].shape) == whole else _spread(framed[key], whole)
+        fits = 1 <= len(batch) <= TWO_BATCHES - 2
+        framed[key] = spread if fits else reshaped(spread, (math.prod(batch), *whole[-2:]))
+    return "int8_matmul", framed
+
+
+def _packed(tensor: Any) -> bool:
+    return isinstance(tensor, Operand) or bool(tensor.is_contiguous())
+
+
+def _spread(tensor: Any, shape: tuple[int, ...]) -> Any:
+    """Return a tensor, or a stand-in, under a shape that it is broadcast to; nothing is copied."""
+    return Operand(tensor.dtype, shape) if isinstance(tensor, Operand) else tensor.expand(shape)
 
 
 def _products(kernel: str) -> Callable[[Tensors], Framed | None]:
@@ -158,7 +215,7 @@ def _pointwise(tensors: Tensors) -> Framed | None:
 
 
 FRAMES: Mapping[str, Callable[[Tensors], Framed | None]] = {
-    "int8_matmul": _products("int8_matmul"), "fp8_matmul": _products("fp8_matmul"), "int4_matmul": _blocks,
+    "int8_matmul": _integer_products, "fp8_matmul": _products("fp8_matmul"), "int4_matmul": _blocks,
     "norm_quantize": _rows, "dynamic_quantize": _one_row, "int8_conv": _conv, "pointwise": _pointwise,
 }  # fmt: skip
 """How the tensors of a step become those of a kernel, by its operator."""

@@ -97,7 +97,20 @@ def exact_matmul(a: Tensor, w: Tensor) -> Tensor:
     return torch.matmul(a.to(kind), w.to(kind).T).to(torch.int64)
 
 
+def _activations(given: Given) -> tuple[Tensor, ...]:
+    """Multiply two activations, matrix by matrix, less their zero points."""
+    a, w = given["a"], given["w_kn"] if "w_kn" in given else given["w"]
+    a, w = (t.permute(*given[k]) if k in given else t for t, k in ((a, "a_axes"), (w, "w_axes")))
+    w = w if "w_kn" in given else w.transpose(-1, -2)
+    kind = torch.float32 if a.shape[-1] * 255 * 255 < _EXACT else torch.float64
+    a, w = a.to(kind) - int(given.get("a_point", 0)), w.to(kind) - int(given.get("w_point", 0))
+    made = finish(torch.matmul(a, w).to(torch.float32) * _single(given["scale"]), given)
+    return (made.permute(*given["out_axes"]) if "out_axes" in given else made,)
+
+
 def _int8_matmul(given: Given) -> tuple[Tensor, ...]:
+    if given["multiplier"] == "scalar":
+        return _activations(given)
     a, w = given["a"], given["w"].reshape(given["w"].shape[-2:])
     total = exact_matmul(a, w)
     if "a_zero_one" in given:

@@ -9,7 +9,8 @@ from qcompiler.backends.triton.kernel_calls import has_kernel, kernel_call, outp
 from qcompiler.backends.triton.operators import VIEWS
 from qcompiler.backends.triton.plan import Plan, make_plan
 from qcompiler.backends.triton.program import CONTROL, KERNEL, Program, Step
-from qcompiler.backends.triton.shapes import Tensor, dtype_of_array
+from qcompiler.backends.triton.shapes import Tensor
+from qcompiler.backends.triton.work import count_work, known_values
 from qcompiler.errors import QCompilerError
 from qcompiler.kernels.operand import ITEMSIZE, Operand
 
@@ -21,9 +22,7 @@ _EPILOGUE = ("bias", "residual", "activation", "out")
 def render_plan(program: Program, sm: int, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the plan for inputs of these shapes as text; the last line sums up."""
     plan = make_plan(program, shapes)
-    known = {n: Tensor(b.dtype, b.shape) for n, b in plan.buffers.items()}
-    _weigh(program, known)
-    known |= {n: Tensor(dtype_of_array(a), a.shape) for n, a in plan.constants.items()}
+    known = known_values(plan, program)
     lines = [f"plan for sm{sm}: " + ", ".join(f"{n} {_shape(s)}" for n, s in shapes.items())]
     total = [0, 0]
     for index, step in enumerate(plan.steps):
@@ -35,14 +34,6 @@ def render_plan(program: Program, sm: int, shapes: Mapping[str, tuple[int, ...]]
         lines.append(f"{index:4} {columns} {step.name}")
     lines.append(_summary(plan, program, total))
     return "\n".join(lines) + "\n"
-
-
-def _weigh(program: Program, known: dict[str, Tensor]) -> None:
-    for name, array in program.weights.items():
-        known[name] = Tensor(dtype_of_array(array), array.shape)
-    for step in program.steps:
-        for body in step.bodies.values():
-            _weigh(body, known)
 
 
 def _what(step: Step) -> str:
@@ -88,11 +79,19 @@ def _bytes(step: Step, known: Mapping[str, Tensor]) -> tuple[int, int, bool]:
 
 
 def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB"):
+    return _scaled(count, ("B", "KB", "MB", "GB"))
+
+
+def _count(count: float) -> str:
+    return _scaled(count, ("", "thousand", "million", "billion")).strip()
+
+
+def _scaled(count: float, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} GB"
+    return f"{count:.3g} {units[-1]}"
 
 
 def _config(step: Step, known: Mapping[str, Tensor], sm: int) -> str:
@@ -122,8 +121,11 @@ def _summary(plan: Plan, program: Program, total: list[int]) -> str:
     views = sum(s.operator in VIEWS for s in plan.steps)
     host = sum(s.kind == CONTROL for s in plan.steps)
     weights = sum(math.prod(a.shape) * a.dtype.itemsize for a in program.weights.values())
+    work = count_work(plan, program)
     parts = [
         f"{len(plan.steps)} steps: {kernels} kernels, {torch} torch functions, {views} views, {host} on the host",
+        f"{_count(work.kernels + work.torch)} multiply-adds, {100 * work.share:.1f} % of them in kernels"
+        + (f" ({work.unknown} products are not counted: their shapes depend on data)" if work.unknown else ""),
         f"reads {_size(total[0])}, writes {_size(total[1])}",
         f"weights {_size(weights)}, arena {_size(plan.arena)} (peak {_size(plan.peak)})",
     ]

@@ -164,6 +164,24 @@ def _product(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None
     return [Tensor(str(step.attributes["out"]), (*a.shape[:-1], w.shape[-2]))]
 
 
+def _integer_product(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """Return the shape of a product of two activations, each transposed by its axes."""
+    if step.attributes.get("multiplier") != "scalar":
+        return _product(step, inputs)
+    shapes = []
+    for name, key in (("a", "a_axes"), ("w" if "w" in step.arguments else "w_kn", "w_axes")):
+        tensor = _argument(step, inputs, name)
+        if tensor is None or tensor.shape is None:
+            return None
+        shape = tensor.shape
+        shapes.append(tuple(shape[i] for i in step.attributes[key]) if key in step.attributes else shape)
+    a, w = shapes
+    columns = w[-2] if "w" in step.arguments else w[-1]
+    made = (*np.broadcast_shapes(a[:-2], w[:-2]), a[-2], columns)
+    axes = step.attributes.get("out_axes", range(len(made)))
+    return [Tensor(str(step.attributes["out"]), tuple(made[i] for i in axes))]
+
+
 def _block_product(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
     a, scales = _argument(step, inputs, "a"), _argument(step, inputs, "scales")
     if a is None or a.shape is None or scales is None or scales.shape is None:
@@ -236,7 +254,7 @@ def _rows(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
 
 
 KERNEL_SHAPES = {
-    "int8_matmul": _product, "fp8_matmul": _product, "int4_matmul": _block_product,
+    "int8_matmul": _integer_product, "fp8_matmul": _product, "int4_matmul": _block_product,
     "int8_conv": _conv, "int8_pool": _pool, "pointwise": _broadcast,
     "dynamic_quantize": _dynamic, "norm_quantize": _rows,
 }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Evaluation of a compiled model against its float model: how good, how fast, and where it was lost."""
