@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,9 +10,9 @@ from qcompiler.calibration.readers import random_feeds
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.decisions import Decisions
 from qcompiler.engine import Feeds
-from qcompiler.errors import BudgetError, CalibrationError, ModelError
+from qcompiler.errors import BudgetError, CalibrationError
 from qcompiler.estimating import choose_estimators
-from qcompiler.observed import wanted_values
+from qcompiler.measuring import Measure, count_elements, demanded, measure_quality, quick_quality
 from qcompiler.planning import Planning, plan_forms
 from qcompiler.precision import in_precision_of, settle_precision
 from qcompiler.quant.plan import Form
@@ -32,10 +32,6 @@ from qcompiler.targets.placement import Policy, propose
 from qcompiler.treatments.treatment import Parameters
 from qcompiler.treatments.trying import correct_final, replay_treatments, try_treatments
 from qcompiler.workshop import AS_GIVEN, Workshop
-
-Measure = Callable[..., Quality]
-"""Builds and measures a choice of forms, under engine forms."""
-
 
 _UNSTEADY = 1.25
 """By how much the ratios of minima and of medians may differ before a user is warned."""
@@ -285,13 +281,13 @@ class Decider:
     def _planning(self, feed: Feeds | None, engine_forms: Mapping[str, str]) -> Planning:
         setting = self.setting
         sample = feed if feed is not None else self._sample_feed()
-        measure = None if setting.judge is None else self._quick_quality()
+        measure = None if setting.judge is None else quick_quality(self.setting, self.workshop)
         return Planning(
             workshop=self.workshop,
             statistics=self.statistics,
             engine_forms=engine_forms,
             stopwatch=None if feed is None else self._stopwatch(feed),
-            elements={} if sample is None else self._elements(sample),
+            elements={} if sample is None else count_elements(self.workshop, self.statistics, sample),
             cache=None if setting.stopwatch is not None else setting.cost_cache,
             quality=None if measure is None else (lambda forms: measure(forms, engine_forms)),
             bound=Bound() if setting.judge is None else self._bound(),
@@ -327,24 +323,10 @@ class Decider:
 
     def _quality(self, forms: Mapping[str, Form], engine_forms: Mapping[str, str] | None = None) -> Quality:
         """Build and measure a choice of forms."""
-        assert self.setting.judge is not None
-        return self.setting.judge(self.workshop.computable(self.workshop.build(forms, engine_forms)))
+        return measure_quality(self.setting, self.workshop, forms, engine_forms)
 
-    def _quick_quality(self) -> Measure:
-        """Return a measure for searching: on drafts, where the lowered model is slow to make and to run here."""
-        judge = self.setting.judge
-        assert judge is not None
-        if not self.workshop.backend.draft():
-            return self._quality
-        quick = judge.on(self.workshop.truth, replace(self.setting.engine_options, optimize=True))
-
-        def measure(forms: Mapping[str, Form], engine_forms: Mapping[str, str] | None = None) -> Quality:
-            try:
-                return quick(self.workshop.draft(forms, engine_forms or {}))
-            except ModelError:  # an optimizer that does not bear the draft
-                return self._quality(forms, engine_forms)
-
-        return measure
+    def _bound(self) -> Bound:
+        return demanded(self.setting)
 
     def _note_whole(
         self, name: str, forms: Mapping[str, Form], engine_forms: Mapping[str, str], ratio: tuple[float, float]
@@ -356,35 +338,11 @@ class Decider:
             self.tried[name]["sqnr_db"] = round(worst, 2)
 
     def _speed_search(self, feed: Feeds) -> SpeedSearch:
-        elements = self._elements(feed)
-        search = SpeedSearch(
+        elements = count_elements(self.workshop, self.statistics, feed)
+        return SpeedSearch(
             self.workshop.base.model, self.workshop.groups, self.workshop.build, self._stopwatch(feed), elements,
             self.setting.pinned,
         )  # fmt: skip
-        return search
-
-    def _elements(self, feed: Feeds) -> dict[str, int]:
-        """Return elements per value in one feed, as calibration counted them."""
-        found = {name: int(array.size) for name, array in feed.items()}
-        if self.statistics is not None:
-            for name in wanted_values(self.workshop.base.model, self.workshop.groups):
-                if self.statistics.observed(name):
-                    found[name] = self.statistics.elements_per_feed(name)
-        return found
-
-    def _bound(self) -> Bound:
-        judge = self.setting.judge
-        assert judge is not None
-        recipe, floor = self.setting.recipe, self.setting.min_sqnr
-        demanded = {}
-        for name in judge.outputs:
-            usual = recipe.min_sqnr_classes if name in judge.class_like else recipe.min_sqnr
-            usual = recipe.min_sqnr_state if name in judge.carried else usual
-            demanded[name] = max(usual if floor is None else floor, self.setting.budget.sqnr_db or 0.0)
-        least = None
-        if judge.reference_metric is not None:
-            least = self.setting.budget.least_metric(judge.reference_metric)
-        return Bound(demanded, recipe.min_agreement, least)
 
     def _attainable(self, bound: Bound) -> Bound:
         """Return the bound, lowered to what a model that was quantized already reaches with every group in float.
@@ -423,7 +381,7 @@ class Decider:
                 progress=self.setting.say,
             ).run(start)  # fmt: skip
 
-        result = run(forms, self._quick_quality())
+        result = run(forms, quick_quality(self.setting, self.workshop))
         if self.workshop.backend.draft():
             # Drafts say where to look; the bounds hold for the model itself.
             checked = run(result.forms, self._quality)

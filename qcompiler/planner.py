@@ -379,8 +379,12 @@ class Planner:
             if name in measured and planned.noise.get(name, 0.0) > 0:
                 near &= abs(db - measured[name]) <= _NEAR_DB
         if self.tables.noise is not None:
-            seen = [(p.forms, p.quality.sqnr_db) for p in self.proofs if p.quality is not None]
-            self.tables.correction = fitted(self.tables.plain(), seen)
+            plain = self.tables.plain()
+            # The first plan was made before noise barred some forms.
+            known = {group: {o.name for o in options} for group, options in plain.options.items()}
+            proofs = [p for p in self.proofs if all(form in known[group] for group, form in p.forms.items())]
+            seen = [(p.forms, p.quality.sqnr_db) for p in proofs if p.quality is not None]
+            self.tables.correction = fitted(plain, seen)
         return near
 
     def _sqnr_holds(self, proof: Proof) -> bool:

@@ -14,7 +14,7 @@ from qcompiler.planner import Planner, Proof, Tables, best_proof
 from qcompiler.quant.plan import Form
 from qcompiler.quant.spec import RangeSource
 from qcompiler.search.accuracy import AccuracyResult, Bound, Returned, Terms
-from qcompiler.search.analytic import analytic_costs, rates_for
+from qcompiler.search.analytic import analytic_costs, rates_for, rates_named
 from qcompiler.search.cost_cache import CostCache
 from qcompiler.search.costs import CostTable
 from qcompiler.search.measure_costs import CostMeter
@@ -165,7 +165,9 @@ def fill_tables(planning: Planning, variants: Mapping[str, Forms]) -> tuple[Tabl
     workshop, groups = planning.workshop, planning.workshop.groups
     observe: Observe | None = None
     if planning.stopwatch is None:
-        costs = analytic_costs(groups, planning.elements, rates_for(workshop.base.target, planning.processor))
+        elsewhere = planning.processor is None
+        rates = rates_named("work") if elsewhere else rates_for(workshop.base.target, planning.processor)
+        costs = analytic_costs(groups, planning.elements, rates)
     else:
         meter = CostMeter(
             workshop.base.model, groups, workshop.base.target, workshop.build, planning.stopwatch, planning.elements,

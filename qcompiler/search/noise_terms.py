@@ -49,7 +49,8 @@ def point_keys(group: Group, form: str) -> tuple[str, ...]:
         return (*(f"dynamic:{v.name}@{group.name}" for v in data), f"weight:{group.name}")
     if family(form) != "static":
         return (f"{form}:{group.name}",)
-    weighted = group.row.kind in ("weighted", "recurrent")
+    # A product of two activations has no weight.
+    weighted = group.row.kind == "recurrent" or (group.row.kind == "weighted" and group.row.weight >= 0)
     constants = weighted or any(is_const(group.root.inputs[i]) for i in group.data_indices)
     keys = [f"read:{v.name}@{group.name}" for v in group.data]
     keys += [f"weight:{group.name}"] if constants else []
