@@ -104,7 +104,7 @@ def _under(planning: Planning, budget: Budget, explorer: Explorer) -> Planning:
 def _pair(name: str, text: str, explorer: Explorer, planning: Planning, variants: object) -> Pair:
     pair = Pair(name, text, limit_us=planning.limits.latency_us or 0.0)
     try:
-        chosen = plan_forms(planning, variants)  # type: ignore[arg-type]
+        chosen = plan_forms(planning, variants)  # type: ignore[arg-type]  # options are forms here
     except BudgetError as error:
         pair.why = str(error)
         return pair

@@ -93,7 +93,7 @@ def _fastest(table: CostTable, workshop: Workshop) -> dict[str, Form]:
     """Return the choice with the least predicted time that changing one group after another finds."""
     best: dict[str, Form] = dict.fromkeys(table.groups, "float")
     for start in ({}, {g.name: "static" for g in workshop.groups if "static" in table.groups[g.name]}):
-        choice: dict[str, Form] = {**dict.fromkeys(table.groups, "float"), **start}  # type: ignore[dict-item]
+        choice: dict[str, Form] = {**dict.fromkeys(table.groups, "float"), **start}  # type: ignore[dict-item]  # as given
         for _ in range(3):
             before = dict(choice)
             for name, options in table.groups.items():

@@ -284,7 +284,6 @@ class Decider:
         measure = None if setting.judge is None else quick_quality(self.setting, self.workshop)
         return Planning(
             workshop=self.workshop,
-            statistics=self.statistics,
             engine_forms=engine_forms,
             stopwatch=None if feed is None else self._stopwatch(feed),
             elements={} if sample is None else count_elements(self.workshop, self.statistics, sample),

@@ -12,16 +12,15 @@ from qcompiler.errors import BudgetError, CalibrationError, ModelError
 from qcompiler.plan_sizes import SizeMeter
 from qcompiler.planner import Planner, Proof, Tables, best_proof
 from qcompiler.quant.plan import Form
-from qcompiler.quant.spec import RangeSource
 from qcompiler.search.accuracy import AccuracyResult, Bound, Returned, Terms
 from qcompiler.search.analytic import analytic_costs, rates_for, rates_named
 from qcompiler.search.cost_cache import CostCache
 from qcompiler.search.costs import CostTable
 from qcompiler.search.measure_costs import CostMeter
-from qcompiler.search.noise import NoiseTable, decibels
+from qcompiler.search.noise import NoiseTable
 from qcompiler.search.observations import Observation
 from qcompiler.search.problem import Limits
-from qcompiler.search.quality import Judge, Quality
+from qcompiler.search.quality import Judge, Quality, decibels
 from qcompiler.search.timing import Stopwatch
 from qcompiler.sensitivity import measure_noise
 from qcompiler.targets.groups import Group
@@ -50,7 +49,6 @@ class Planning:
 
     Attributes:
         workshop: builds; its estimators are in force.
-        statistics: observed ranges; None without data.
         engine_forms: rewrites in force for every build.
         stopwatch: measures; None to take costs from the table that ships.
         elements: elements per value in the measured feed.
@@ -70,7 +68,6 @@ class Planning:
     """
 
     workshop: Workshop
-    statistics: RangeSource | None
     engine_forms: Mapping[str, str]
     stopwatch: Stopwatch | None
     elements: Mapping[str, int]

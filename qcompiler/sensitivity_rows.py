@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.search.noise import decibels, family
+from qcompiler.search.noise import family
 from qcompiler.search.noise_terms import Term
+from qcompiler.search.quality import decibels
 from qcompiler.sensitivity import Sensitivity
 
 

@@ -19,8 +19,8 @@ from qcompiler.search.forms_problem import Sizes
 from qcompiler.search.noise_fit import corrected, fitted
 from qcompiler.search.observations import Observation
 from qcompiler.search.problem import Cause, Charge, Limits, Option, Problem
-from qcompiler.search.quality import Quality
-from qcompiler.search.solution import InfeasibleError, decibels, evaluate
+from qcompiler.search.quality import Quality, decibels
+from qcompiler.search.solution import InfeasibleError, evaluate
 from tests.search.nets import chain, net
 
 Forms = Mapping[str, Form]

@@ -18,7 +18,7 @@ from qcompiler.errors import CalibrationError
 from qcompiler.search.noise_terms import Noise, Shape, Term, asked_points, family, point_keys
 from qcompiler.search.problem import Charge, Key
 
-__all__ = ["Noise", "NoiseTable", "asked_points", "decibels", "family", "point_keys"]
+__all__ = ["Noise", "NoiseTable", "asked_points", "family", "point_keys"]
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,6 @@ class NoiseTable:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CalibrationError(f"not a noise table: {error}; measure it anew with qcompiler sensitivity") from error
-
-
-def decibels(noise: float) -> float:
-    """Return the SQNR in dB of a relative noise power, within -200 and 200 as in `qcompiler.search.quality`."""
-    if noise <= 0:
-        return 200.0
-    return max(-200.0, min(200.0, -10.0 * math.log10(noise))) if math.isfinite(noise) else -200.0
 
 
 def _powers(noise: Mapping[str, object]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from qcompiler.errors import BudgetError
 from qcompiler.search.formulation import Formulation, Found, Settings, ratio
 from qcompiler.search.polish import polish
 from qcompiler.search.problem import Limits, Problem
+from qcompiler.search.quality import decibels
 from qcompiler.search.solution import (
     BITS,
     BYTES,
@@ -26,7 +27,6 @@ from qcompiler.search.solution import (
     Price,
     Solution,
     bounds_of,
-    decibels,
     evaluate,
     noise_power,
 )

@@ -170,6 +170,11 @@ def _decibel(signal: float, noise: float) -> float:
     return min(CEILING, max(-CEILING, 10.0 * float(np.log10(max(signal, 1e-300) / noise))))
 
 
+def decibels(noise: float) -> float:
+    """Return the SQNR in dB of a relative noise power; for none `CEILING`, for one without bound its negative."""
+    return _decibel(1.0, noise)
+
+
 def sqnr_db(wanted: Array, actual: Array) -> float:
     """Return 10 log10(signal power / error power) of one tensor in dB."""
     power = _Power()

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.search import quality
+
 Errors = npt.NDArray[np.float64]
 Evaluate = Callable[[str, Mapping[str, str]], Errors]
 """(estimator of all groups, other estimators by group) to the relative error power of each row of the outputs."""
@@ -92,10 +94,7 @@ def choose_ranges(
 
 def decibels(errors: Errors) -> float:
     """Return the SQNR in dB of relative error powers; 200 for no error at all, -200 for one without bound."""
-    total = float(errors.sum())
-    if total <= 0:
-        return 200.0
-    return max(-200.0, min(200.0, -10.0 * math.log10(total))) if total < math.inf else -200.0
+    return quality.decibels(float(errors.sum()))
 
 
 def surely_less(errors: Errors, than: Errors, certainty: float) -> bool:

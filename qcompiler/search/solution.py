@@ -8,16 +8,11 @@ from dataclasses import dataclass, field
 
 from qcompiler.errors import BudgetError
 from qcompiler.search.problem import Cause, Charge, Limits, Option, Problem
-from qcompiler.search.quality import CEILING
+from qcompiler.search.quality import CEILING, decibels
 
 LATENCY, BYTES, BITS = "latency", "bytes", "bits"
 NOISE = "noise:"
 """Prefix of the name of a limit on the noise at one output: ``noise:OUTPUT``."""
-
-
-def decibels(noise: float) -> float:
-    """Return the SQNR in dB of a relative noise power, at most `CEILING` (which stands for no noise at all)."""
-    return min(CEILING, -10.0 * math.log10(noise)) if noise > 0 else CEILING
 
 
 def noise_power(sqnr_db: float) -> float:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from qcompiler.errors import CalibrationError
-from qcompiler.search.noise import NoiseTable, asked_points, decibels, family, point_keys
+from qcompiler.search.noise import NoiseTable, asked_points, family, point_keys
 from qcompiler.search.noise_terms import needed_readers, stored_by
+from qcompiler.search.quality import decibels
 from qcompiler.search.solution import holds
 from tests.search.nets import SAME, net
 

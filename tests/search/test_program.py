@@ -17,13 +17,12 @@ from qcompiler.errors import BudgetError
 from qcompiler.search.formulation import ratio
 from qcompiler.search.problem import Cause, Charge, Limits, Option, Problem
 from qcompiler.search.program import Settings, evaluate, solve
-from qcompiler.search.quality import CEILING
+from qcompiler.search.quality import CEILING, decibels
 from qcompiler.search.solution import (
     NOISE,
     InfeasibleError,
     Point,
     bounds_of,
-    decibels,
     noise_power,
 )
 from qcompiler.search.solver_output import without_stray_lines
