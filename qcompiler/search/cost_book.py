@@ -105,6 +105,7 @@ class Book:
     def enter(self, name: str, seen: Observation) -> None:
         """Take in one measured variant; all that the choice pays for and that was not seen costs nothing there."""
         if name == FLOAT:
+            self._bring_to(seen)
             self.fixed, self.fixed_origin = sum(seen.others.values()), "measured"
         for entry, where in self.variant.items():
             group, option = entry
@@ -112,6 +113,23 @@ class Book:
                 self.costs[entry], self.origin[entry] = seen.groups.get(group, 0.0), "measured"
         for key in self._charged(seen):
             self._note(key, seen.conversions.get(key, 0.0))
+
+    def _bring_to(self, seen: Observation) -> None:
+        """Scale what was recalled by how fast the machine is now: by the float costs that are known from both."""
+        pairs = [
+            (us, seen.groups.get(group, 0.0))
+            for (group, option), us in self.costs.items()
+            if option == FLOAT and self.origin[group, option] == "cached"
+        ]
+        before, now = sum(us for us, _ in pairs), sum(us for _, us in pairs)
+        if before <= 0 or now <= 0:
+            return
+        for entry, origin in self.origin.items():
+            if origin == "cached":
+                self.costs[entry] *= now / before
+        for key, origin in self.conversion_origin.items():
+            if origin == "cached":
+                self.conversions[key] = [us * now / before for us in self.conversions[key]]
 
     def enter_crossings(self, seen: Observation) -> None:
         """Take in a measured choice for its conversions, with all that groups cost more beside other forms.

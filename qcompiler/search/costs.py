@@ -39,6 +39,12 @@ class Conversion:
         """Return the cost of one kind."""
         return {"quantize": self.quantize, "dequantize": self.dequantize, "dynamic": self.dynamic}[kind]
 
+    def scaled(self, factor: float) -> Conversion:
+        """Return the costs, all times a factor."""
+        return replace(
+            self, quantize=self.quantize * factor, dequantize=self.dequantize * factor, dynamic=self.dynamic * factor
+        )
+
     def with_cost(self, kind: Kind, us: float, origin: Origin) -> Conversion:
         """Return the costs with one kind replaced."""
         known = {k: self.us(k) for k in KINDS} | {kind: us}
@@ -107,6 +113,12 @@ class CostTable:
         return replace(
             self, groups=groups, origin={**self.origin, group: {**self.origin.get(group, {}), option: origin}}
         )
+
+    def scaled(self, factor: float) -> CostTable:
+        """Return the table of a machine on which all takes ``factor`` times as long."""
+        groups = {name: {option: us * factor for option, us in known.items()} for name, known in self.groups.items()}
+        conversions = {name: known.scaled(factor) for name, known in self.conversions.items()}
+        return replace(self, groups=groups, conversions=conversions, fixed=self.fixed * factor)
 
     def corrected(self, seen: Observation) -> CostTable:
         """Return the table with what a built choice was observed to cost: it then predicts that choice's time exactly.

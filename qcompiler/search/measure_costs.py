@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from qcompiler.engine import ModelLike
 from qcompiler.ir.graph import all_nodes, consumers
 from qcompiler.quant.plan import Form
 from qcompiler.search.attribution import Owners
@@ -18,7 +19,7 @@ from qcompiler.search.costs import CostTable
 from qcompiler.search.observations import Observation, Observer, lone_excess, real_share
 from qcompiler.search.signatures import Signer
 from qcompiler.search.speed import BuildForms
-from qcompiler.search.timing import Stopwatch
+from qcompiler.search.timing import Stopwatch, Timing
 from qcompiler.targets.groups import Group
 from qcompiler.targets.target import Target
 
@@ -47,6 +48,8 @@ class CostMeter:
         steady: whether every timing so far was steady; what was not is not kept in the cache.
         profiled: names of the variants that were profiled.
         least_ratio: least of measured time / sum of the profile over all builds.
+        float_us: microseconds of the all-float build at the scale of the table; 0 as long as it was not timed. It is
+            timed beside every later build, whose time is told at this scale however fast the machine is by then.
     """
 
     model: ir.Model
@@ -62,6 +65,8 @@ class CostMeter:
     steady: bool = True
     profiled: list[str] = field(default_factory=list)
     least_ratio: float = math.inf
+    float_us: float = 0.0
+    _plain: ModelLike | None = None
 
     def __post_init__(self) -> None:
         self.borders = find_borders(self.groups, self.elements)
@@ -98,7 +103,23 @@ class CostMeter:
             observed = self._observe(mixed if reference is not None else {FLOAT: {}, **mixed})
             for name in mixed:
                 book.enter_crossings(self._answered_for(observed[name], reference or observed[FLOAT]))
-        return book.close(keep=self.steady)
+        return self._at_present(book.close(keep=self.steady))
+
+    def _at_present(self, table: CostTable) -> CostTable:
+        """Return a table whose all-float total is the time that the all-float build takes now."""
+        if self.float_us <= 0:
+            self.float_us = self.stopwatch.compare({FLOAT: self._float_model()})[FLOAT].minimum * 1e6
+        told = table.total({})
+        return table.scaled(self.float_us / told) if told > 0 and self.float_us > 0 else table
+
+    def _pace(self, plain: Timing) -> float:
+        """Return the all-float build's time at the table's scale / the one it took this time."""
+        return self.float_us / (plain.minimum * 1e6) if self.float_us > 0 and plain.minimum > 0 else 1.0
+
+    def _float_model(self) -> ModelLike:
+        if self._plain is None:
+            self._plain = self.build({}, self.engine_forms).model
+        return self._plain
 
     def _answered_for(self, seen: Observation, reference: Observation) -> Observation:
         """Return an observation in which groups, not lone nodes, carry what lone nodes cost more than in float."""
@@ -115,9 +136,11 @@ class CostMeter:
         made = {name: self.build(forms, self.engine_forms) for name, forms in plans.items()}
         self.say(f"profile {', '.join(plans)}")
         profiles = {name: self.stopwatch.profile(build.model) for name, build in made.items()}
-        times = self.stopwatch.compare({name: build.model for name, build in made.items()})
+        models = {name: build.model for name, build in made.items()}
+        times = self.stopwatch.compare(models if FLOAT in models else {**models, FLOAT: self._float_model()})
         self.profiled += made
-        ratios = {name: real_share(profiles[name][0], times[name].minimum * 1e6) for name in made}
+        wholes = {name: times[name].minimum * 1e6 * self._pace(times[FLOAT]) for name in made}
+        ratios = {name: real_share(profiles[name][0], wholes[name]) for name in made}
         self.least_ratio = min(self.least_ratio, *ratios.values())
         most = _NEAR * max(self.least_ratio, _LEAST_RATIO)
         found = {}
@@ -128,8 +151,10 @@ class CostMeter:
             self.steady = self.steady and steady
             forms = {g.name: build.forms.get(g.name, FLOAT) for g in self.groups}
             # The least times of single nodes survive a busy machine, the least time of a long run does not.
-            whole = timing.minimum * 1e6 * min(1.0, most / ratios[name])
+            whole = wholes[name] * min(1.0, most / ratios[name])
             found[name] = self.observer.observe(forms, profile, executed, whole, steady)
+        if self.float_us <= 0:
+            self.float_us = found[FLOAT].whole_us if FLOAT in found else times[FLOAT].minimum * 1e6
         return found
 
 

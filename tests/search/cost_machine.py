@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -43,6 +43,7 @@ class CostMachine:
         lone_us: microseconds of each lone node.
         hidden: microseconds per node that no profile shows.
         slower: factor on whole models, of a machine that is busy.
+        pace: factor on everything, of a machine whose clock changed.
         unsteady: median / minimum of whole models.
         profiled: forms of every profile that was taken.
     """
@@ -55,6 +56,7 @@ class CostMachine:
     lone_us: Callable[[str, Mapping[str, Form]], float] = lambda name, forms: 7.0
     hidden: float = 0.0
     slower: float = 1.0
+    pace: float = 1.0
     unsteady: float = 1.0
     made: list[tuple[ir.Model, dict[str, Form]]] = field(default_factory=list)
     profiled: list[dict[str, Form]] = field(default_factory=list)
@@ -82,7 +84,7 @@ class CostMachine:
 
     def whole_us(self, forms: Mapping[str, Form]) -> float:
         nodes = self.nodes(forms)
-        return self.slower * (sum(n.microseconds for n in nodes) + self.hidden * len(nodes))
+        return self.slower * self.pace * (sum(n.microseconds for n in nodes) + self.hidden * len(nodes))
 
     def _forms(self, model: ModelLike) -> dict[str, Form]:
         return next(forms for made, forms in self.made if made is model)
@@ -90,7 +92,8 @@ class CostMachine:
     def profile(self, model: ModelLike) -> tuple[Profile, ir.Model]:
         forms = self._forms(model)
         self.profiled.append(forms)
-        return Profile(tuple(self.nodes(forms))), self.model
+        nodes = (replace(node, microseconds=self.pace * node.microseconds) for node in self.nodes(forms))
+        return Profile(tuple(nodes)), self.model
 
     def compare(self, models: Mapping[str, ModelLike]) -> dict[str, Timing]:
         self.timed += 1

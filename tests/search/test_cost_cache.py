@@ -149,7 +149,7 @@ def test_nothing_is_profiled_that_the_cache_knows(tmp_path: Path) -> None:
     second = machine_of()
     meter = meter_of(second, cache_in(tmp_path))
     table = meter.table({"static": all_static(second)})
-    assert (len(second.profiled), second.timed, len(second.made)) == (0, 0, 0)
+    assert (len(second.profiled), second.timed, len(second.made)) == (0, 1, 1)  # float, for the pace of the machine
     totals = [table.total({}), table.total(all_static(second)), table.total({"c1": "static"})]
     assert totals == pytest.approx(expected)
     assert set(table.counts()) == {"cached"}
@@ -167,6 +167,18 @@ def test_only_variants_with_something_unknown_are_profiled(tmp_path: Path) -> No
     meter = meter_of(third, cache_in(tmp_path))
     meter.table({"static": all_static(third)})
     assert meter.profiled == []
+
+
+@pytest.mark.parametrize("variants", [["float"], ["float", "static"]])
+def test_costs_of_a_slower_time_are_brought_to_the_present(tmp_path: Path, variants: list[str]) -> None:
+    """Whatever the cache has of a time when the machine was slower: totals are those of now, in one scale."""
+    slow = machine_of()
+    slow.pace = 2.0
+    meter_of(slow, cache_in(tmp_path)).table({n: all_static(slow) for n in variants if n != "float"})
+    now = machine_of()
+    table = meter_of(now, cache_in(tmp_path)).table({"static": all_static(now)})
+    assert table.total({}) == pytest.approx(now.whole_us({}))
+    assert table.total(all_static(now)) == pytest.approx(now.whole_us(all_static(now)), rel=0.01)
 
 
 def test_another_rewrite_of_the_engine_is_measured_anew(tmp_path: Path) -> None:

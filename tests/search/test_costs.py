@@ -170,7 +170,7 @@ def test_a_correction_predicts_the_built_choice() -> None:
     meter = meter_of(machine)
     made = meter.table({"static": all_static(machine)})
     choice: Forms = {"c0": "static", "c1": "float", "c2": "static"}
-    machine.group_us = lambda name, form, forms: THREE[name][form] + (33.0 if name == "c1" else 0.0)
+    machine.group_us = lambda name, form, forms: THREE[name][form] + 33.0 * (name == "c1" and forms != {})
     corrected = made.corrected(meter.observe(choice))
     assert corrected.total(choice) == pytest.approx(machine.whole_us(choice))
     assert corrected.groups["c1"]["float"] == pytest.approx(233.0)
@@ -217,6 +217,16 @@ def test_one_disturbed_timing_does_not_make_its_variant_slow() -> None:
     # Not four times: the 8 % that builds may differ by, and 1.5 us of overhead for each of 10 nodes.
     assert made.total(all_static(machine)) <= 1.08 * (plain(all_static(machine)) + 1.5 * 10)
     assert not meter.steady
+
+
+def test_a_machine_that_slows_down_later_does_not_make_a_choice_slow() -> None:
+    machine = machine_of()
+    meter = meter_of(machine)
+    made = meter.table({"static": all_static(machine)})
+    choice: Forms = {"c0": "static", "c1": "float", "c2": "static"}
+    as_told = made.total(choice)
+    machine.pace = 1.6
+    assert meter.observe(choice).whole_us == pytest.approx(as_told, rel=0.01)
 
 
 def test_alternating_choices_are_each_others_complement() -> None:
