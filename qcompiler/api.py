@@ -60,7 +60,8 @@ def compile(
             measured on ``evaluation`` only.
         overrides: path of a .toml with ``[[override]]`` rows: match (glob), form, estimator.
         budget: bounds such as ``"drop<=0.5pt"``, ``"drop<=1%"``, ``"sqnr>=30"``, ``"bytes<=4MB"``, ``"bits<=4.65"``
-            (per weight) and ``"latency<=3ms"``; what cannot hold raises `BudgetError` with the nearest feasible point.
+            (per weight), ``"latency<=3ms"`` and ``"latency<=60%"`` (of float's); what cannot hold raises `BudgetError`
+            with the nearest feasible point.
         metric: function (outputs per feed, feeds) -> float, more is better; for drop budgets.
         evaluation: feeds for the metric.
         shapes: input name to lengths, or to a `ShapeRange`, where axes are open.

@@ -74,7 +74,8 @@ def compile_command(
         list[str] | None,
         typer.Option(
             metavar="B",
-            help="A bound: drop<=0.5pt, drop<=1%, sqnr>=30, bytes<=4MB, bits<=4.65 or latency<=3ms; may be repeated.",
+            help="A bound: drop<=0.5pt, drop<=1%, sqnr>=30, bytes<=4MB, bits<=4.65, latency<=3ms or latency<=60% (of "
+            "float's); may be repeated.",
         ),
     ] = None,
     objective: Annotated[

@@ -41,7 +41,6 @@ from qcompiler.recipe_passes import recipe_passes
 from qcompiler.report.report import GroupReport, Report
 from qcompiler.runnable import load_runnable
 from qcompiler.search.cost_cache import CostCache, EngineKey, cost_folder
-from qcompiler.search.problem import Limits
 from qcompiler.search.quality import Judge, class_like_outputs
 from qcompiler.setting import Setting
 from qcompiler.targets.legality import legality_names, load_legality
@@ -221,7 +220,7 @@ class Compilation:
             objective=options.objective,
             measure=options.measure,
             processor=self.settings.processor if self.here else None,
-            limits=Limits(bytes=budget.bytes, bits=budget.bits, latency_us=budget.latency_us),
+            limits=budget.limits(),
         )
 
     def _cost_cache(self) -> CostCache | None:
@@ -262,7 +261,7 @@ class Compilation:
         evaluation = list(self.data.evaluation) if self.data.evaluation is not None else []
         return Judge(
             self.engine, self.reference, self.data.held_out, class_like_outputs(self.workshop.base.model),
-            self.engine_options, self.options.metric, evaluation, self.truth,
+            self.engine_options, self.options.metric, evaluation, self.truth, self.workshop.base.model,
         )  # fmt: skip
 
     # ---- result -----------------------------------------------------------------------------------------------

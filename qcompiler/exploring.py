@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qcompiler.compilation import Compilation
@@ -112,7 +112,7 @@ class Explorer:
         if "noise" in against and tables.noise is None:
             raise CalibrationError("the noise of this model cannot be measured: take --against bytes")
         problem = tables.problem()
-        limits = self._limits(problem.outputs)
+        limits = self._limits(problem.outputs).beside(tables.costs.total({}))
         fronts = tuple(front(problem, limits, each, compilation.pinned, steps=steps) for each in against)
         points = _distinct(fronts)
         knee = next((choose_knee(f, _TERMS.db_per_percent, _TERMS.comfort_db, _TERMS.share) for f in fronts), None)
@@ -143,7 +143,7 @@ class Explorer:
         noise: Mapping[str, float] = {}
         if budget.sqnr_db is not None:
             noise = dict.fromkeys(outputs, noise_power(budget.sqnr_db))
-        return Limits(noise, budget.bytes, budget.bits, budget.latency_us)
+        return replace(budget.limits(), noise=noise)
 
 
 def _distinct(fronts: tuple[Front, ...]) -> tuple[Point, ...]:

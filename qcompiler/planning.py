@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qcompiler.backends.catalog import ENGINE
@@ -124,6 +124,7 @@ def plan_forms(planning: Planning, variants: Mapping[str, Forms]) -> Chosen:
         BudgetError: limits that cannot hold.
     """
     tables, observe = fill_tables(planning, variants)
+    planning = replace(planning, limits=planning.limits.beside(tables.costs.total({})))
     meter = fill_sizes(planning, variants, tables) if planning.sized else None
     totals = {name: round(tables.costs.total(forms), 1) for name, forms in {"float": {}, **variants}.items()}
     origins = tables.costs.counts()

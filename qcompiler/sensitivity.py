@@ -31,6 +31,7 @@ from qcompiler.search.noise_sample import draw_sample
 from qcompiler.search.noise_suffix import Suffix, cut_suffix, node_works, share_of_work
 from qcompiler.search.noise_terms import needed_readers, stored_by
 from qcompiler.search.quality import Judge
+from qcompiler.search.sections import Sections, cut
 from qcompiler.targets.placement import Policy, propose
 from qcompiler.targets.points import root_point
 from qcompiler.workshop import Workshop
@@ -89,7 +90,15 @@ def measure_noise(
         raise CalibrationError("sensitivity is measured on feeds, and there are none; give --calibration data")
     share = max(whole or 0, len(given)) / len(given)
     return _Measurement(
-        workshop, given, truth, replace(options, optimize=True), budget, share, progress, everything
+        workshop,
+        given,
+        truth,
+        replace(options, optimize=True),
+        budget,
+        share,
+        progress,
+        everything,
+        {} if judge is None else judge.sections,
     ).run({"static": static_forms, "dynamic": dynamic_forms}, judge)
 
 
@@ -149,6 +158,7 @@ class _Measurement:
     whole: float
     progress: Progress | None
     everything: bool = False
+    sections: Sections = field(default_factory=dict)
     work: float = 0.0
     covered: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -156,6 +166,8 @@ class _Measurement:
 
     def run(self, wholes: Mapping[str, Forms], judge: Judge | None) -> NoiseTable:
         self.base, self.outputs, self.scores = float_outputs(self.workshop.base.model)
+        # What the table tells noise at: the outputs, or their sections.
+        self.places = tuple(p for n in self.outputs for p in ([s.name for s in self.sections.get(n, ())] or [n]))
         if not self.outputs:
             raise CalibrationError(
                 "the model computes no floats on the way to its outputs: there is no noise to measure"
@@ -181,7 +193,7 @@ class _Measurement:
             sets += self._sets(variant, units)
         points = self._measure(sets)
         table = NoiseTable(
-            self.outputs, points, asks, self.covered,
+            self.places, points, asks, self.covered,
             needed_readers(groups, self.workshop.base.imported), self.shared, reasons=self.reasons,
             feeds=len(self.sample.feeds),
         )  # fmt: skip
@@ -302,13 +314,14 @@ class _Measurement:
             if inside > 0 and outside > 0:
                 for noise in found.values():
                     noise[name] = noise[score] * outside / inside
-        return {p: {name: noise[name] for name in self.outputs} for p, noise in found.items()}
+        return {p: {name: noise[name] for name in self.places} for p, noise in found.items()}
 
     def _measure_set(self, each: _Set, truths: Sequence[tuple[Feeds, dict[str, Array]]]) -> dict[str, dict[str, Power]]:
         runner = self.truth.load(each.suffix.model, self.options)
         looked_at = tuple(dict.fromkeys((*self.outputs, *(self.scores.values() if self._few else ()))))
         wanted = [o.name for o in runner.outputs if o.name in looked_at]
-        power = {on: {name: Power() for name in looked_at} for on in each.runs}
+        places = tuple(dict.fromkeys((*self.places, *(self.scores.values() if self._few else ()))))
+        power = {on: {name: Power() for name in places} for on in each.runs}
         off: dict[str, Array] = {name: np.zeros((), np.bool_) for name in each.switches.values()}
         off |= {name: arrays[0] for inputs in each.weights.values() for name, arrays in inputs.items()}
         for feed, results in truths:
@@ -316,14 +329,15 @@ class _Measurement:
             common = {**{name: known[name] for name in each.suffix.feeds}, **off}
             # All off is float as this session computes it: rounding in another order is no noise of a point.
             plain = {**results, **(runner.run(common, wanted) if wanted else {})}
-            expected = {name: Wanted(plain[name]) for name in looked_at}
+            floats = cut({name: plain[name] for name in looked_at}, self.sections)
+            expected = {name: Wanted(floats[name]) for name in places}
             self.work += each.work * self.sample.share / len(truths)
             for points in each.runs:
                 on: dict[str, Array] = {each.switches[p]: np.ones((), np.bool_) for p in points if p in each.switches}
                 on |= {n: arrays[1] for p in points for n, arrays in each.weights.get(p, {}).items()}
-                made = runner.run({**common, **on}, wanted) if wanted else {}
+                made = cut(runner.run({**common, **on}, wanted), self.sections) if wanted else {}
                 self.work += each.work * self.sample.share / len(truths)
-                for name in looked_at:
+                for name in places:
                     power[points][name].add(expected[name], made.get(name, expected[name].array))
         return {name: power[points] for points, names in each.runs.items() for name in names}
 
@@ -333,11 +347,11 @@ class _Measurement:
         """Give what could not be measured infinite noise, and what no variant holds a zero."""
         points = dict(table.points)
         for point in self.reasons:
-            points[point] = dict.fromkeys(self.outputs, math.inf)
+            points[point] = dict.fromkeys(self.places, math.inf)
         for forms in table.asks.values():
             for point in itertools.chain(*forms.values()):
                 if point not in points:
-                    points[point] = dict.fromkeys(self.outputs, self._unseen(point))
+                    points[point] = dict.fromkeys(self.places, self._unseen(point))
         return replace(table, points=points)
 
     def _unseen(self, point: str) -> float:
@@ -363,7 +377,7 @@ class _Measurement:
             build = self.workshop.build(forms)
             quality = judge(self.workshop.computable(build))
             self.work += 1.0
-            noise = {o: 10 ** (-quality.sqnr_db[o] / 10) for o in self.outputs if o in quality.sqnr_db}
+            noise = {o: 10 ** (-quality.sqnr_db[o] / 10) for o in self.places if o in quality.sqnr_db}
             table = table.corrected(family(name), noise, build.forms, name)
         return table
 

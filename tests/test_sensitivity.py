@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from scipy.stats import spearmanr
 
+import qcompiler
 from qcompiler.backends.onnxruntime import OrtEngine, OrtRunner
 from qcompiler.compilation import Compilation
 from qcompiler.engine import EngineOptions, Feeds, ModelLike
@@ -374,3 +375,24 @@ def test_power_counts_what_is_finite_in_float_and_is_infinite_where_the_other_is
     power.add(Wanted(np.float32([1, 2])), np.float32([1, np.nan]))
     assert power.relative == math.inf
     assert Power().relative == 0.0
+
+
+def test_noise_is_told_per_section_and_plans_hold_each() -> None:
+    """Boxes are a thousand times larger than probabilities: judged as a whole, the scores could be lost unseen."""
+    body = (
+        "h = Conv<pads=[1,1,1,1]>(x, w) r = Relu(h) box = Conv(r, wb) cls = Conv(r, wc) p = Sigmoid(cls) "
+        "y = Concat<axis=1>(box, p)"
+    )
+    weights = {"w": normal(1, 16, 3, 3, 3), "wb": 300 * normal(2, 4, 16, 1, 1), "wc": normal(3, 12, 16, 1, 1)}
+    model = model_of("float[1,3,16,16] x", "float[1,16,16,16] y", body, weights)
+    feeds = [{"x": normal(seed, 1, 3, 16, 16)} for seed in range(8)]
+    sections = ("y[:, 0:4]", "y[:, 4:16]")
+    table = sensitivity(model, Options(target="ort-x86", calibration=feeds, threads=1)).table
+    assert table.outputs == sections
+    finite = [noise for noise in table.points.values() if all(map(math.isfinite, noise.values()))]
+    assert any(noise[sections[0]] > 0 == noise[sections[1]] for noise in finite)  # the box branch's own points
+    assert any(noise[sections[1]] > 0 == noise[sections[0]] for noise in finite)
+    made = qcompiler.compile(model, target="ort-x86", calibration=feeds, threads=1)
+    assert made.report.quality is not None
+    assert set(made.report.quality.sqnr_db) == set(sections)
+    assert made.report.quality.worst >= 18.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 from qcompiler.calibration.source_options import SourceOptions
@@ -14,6 +15,7 @@ from qcompiler.evaluating.pair import Pair, Results, open_pair, read_feeds, run_
 from qcompiler.evaluating.task import TaskFigure, measure_task
 from qcompiler.options import Calibration, ModelSource, Progress
 from qcompiler.search.quality import Metric, class_like_outputs
+from qcompiler.search.sections import cut, find_sections
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def evaluate(
     feeds = read_feeds(pair.reference.inputs, evaluation, sources)
     say(f"run both models on {len(feeds)} feeds")
     kept: list[tuple[Results, Results]] = []
-    closeness = compare(_runs(pair, feeds, kept, metric is not None), pair.outputs, class_like_outputs(pair.given))
+    closeness = _compare(pair, _runs(pair, feeds, kept, metric is not None))
     task = None
     if metric is not None:
         say("measure the metric")
@@ -88,6 +90,17 @@ def evaluate(
         trace = trace_layers(pair, feeds, layer_feeds)
     name = str(source) if isinstance(source, str | Path) else "the float model"
     return Evaluation(name, str(pair.path), closeness, task, trace, len(feeds), pair.notes)
+
+
+def _compare(pair: Pair, runs: Iterator[tuple[Feeds, Results, Results]]) -> Closeness:
+    """Compare the outputs, those that join quantities of different scale section by section."""
+    classes = class_like_outputs(pair.given)
+    first = list(islice(runs, 1))
+    found = find_sections(pair.given, [wanted for _, wanted, _ in first])
+    sections = {name: parts for name, parts in found.items() if name not in classes}
+    places = [place for name in pair.outputs for place in ([s.name for s in sections.get(name, ())] or [name])]
+    parted = ((feed, cut(wanted, sections), cut(made, sections)) for feed, wanted, made in chain(first, runs))
+    return compare(parted, places, classes)
 
 
 def _runs(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcompiler.errors import BudgetError
+from qcompiler.search.problem import Limits
 
 _FORM = re.compile(
     r"^\s*(drop|sqnr|bytes|bits|latency)\s*(<=|>=)\s*(\d+(?:\.\d*)?|\.\d+)\s*(pt|%|db|[km]i?b|b|us|µs|μs|ms|s)?\s*$",
@@ -15,7 +16,7 @@ _FORM = re.compile(
 )
 _BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "kib": 1024, "mib": 1024**2}
 _MICROSECONDS = {"us": 1.0, "µs": 1.0, "μs": 1.0, "ms": 1e3, "s": 1e6}
-_EXAMPLES = "drop<=0.5pt, drop<=1%, sqnr>=30, bytes<=4MB, bits<=4.65 or latency<=3ms"
+_EXAMPLES = "drop<=0.5pt, drop<=1%, sqnr>=30, bytes<=4MB, bits<=4.65, latency<=3ms or latency<=60%"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Budget:
         bytes: largest size in bytes.
         bits: largest average of stored bits per weight.
         latency_us: largest time per run in microseconds.
+        latency_share: largest time per run as a share of float's (``60%`` is 0.6).
     """
 
     drop_points: float | None = None
@@ -37,6 +39,11 @@ class Budget:
     bytes: int | None = None
     bits: float | None = None
     latency_us: float | None = None
+    latency_share: float | None = None
+
+    def limits(self) -> Limits:
+        """Return the bounds on size and time, without those on accuracy."""
+        return Limits(bytes=self.bytes, bits=self.bits, latency_us=self.latency_us, latency_share=self.latency_share)
 
     def least_metric(self, reference: float) -> float | None:
         """Return the least metric that the budget allows, given the float model's."""
@@ -53,7 +60,8 @@ def parse_budget(texts: str | Sequence[str] | None) -> Budget:
 
     Args:
         texts: such as ``drop<=0.5pt`` (points of a metric in 0..1), ``drop<=1%``, ``sqnr>=30`` (dB), ``bytes<=4MB``
-            (also kB, KiB, MiB, or plain bytes), ``bits<=4.65`` (per weight) and ``latency<=3ms`` (also us, s).
+            (also kB, KiB, MiB, or plain bytes), ``bits<=4.65`` (per weight), ``latency<=3ms`` (also us, s) and
+            ``latency<=60%`` (of float's).
 
     Raises:
         BudgetError: a text of another form, or a size, width or time of zero.
@@ -88,6 +96,8 @@ def _one(text: str) -> Budget:
         return Budget(bits=number)
     if kind == "latency" and unit in _MICROSECONDS and number > 0:
         return Budget(latency_us=number * _MICROSECONDS[unit])
+    if kind == "latency" and unit == "%" and number > 0:
+        return Budget(latency_share=number / 100.0)
     raise problem
 
 
@@ -101,6 +111,7 @@ def _tighter(a: Budget, b: Budget) -> Budget:
         bytes=a.bytes if b.bytes is None else b.bytes if a.bytes is None else min(a.bytes, b.bytes),
         bits=_least(a.bits, b.bits),
         latency_us=_least(a.latency_us, b.latency_us),
+        latency_share=_least(a.latency_share, b.latency_share),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qcompiler.errors import BudgetError
 
@@ -145,6 +145,7 @@ class Limits:
         bytes: largest size in bytes.
         bits: largest average of stored bits per weight.
         latency_us: largest time per run in microseconds.
+        latency_share: largest time per run / that of float; `beside` turns it into microseconds, and only these bind.
 
     Raises:
         BudgetError: a bound that is not a positive finite number.
@@ -154,13 +155,22 @@ class Limits:
     bytes: int | None = None
     bits: float | None = None
     latency_us: float | None = None
+    latency_share: float | None = None
 
     def __post_init__(self) -> None:
         named = {f"noise at {output!r}": bound for output, bound in self.noise.items()}
         given = {**named, "bytes": self.bytes, "bits": self.bits, "latency": self.latency_us}
+        given["latency, as a share,"] = self.latency_share
         for what, bound in given.items():
             if bound is not None and not (math.isfinite(bound) and bound > 0):
                 raise BudgetError(f"the limit of {what} is {bound}; expected a positive finite number")
+
+    def beside(self, float_us: float) -> Limits:
+        """Return the limits for a model that takes so many microseconds in float."""
+        if self.latency_share is None:
+            return self
+        most = self.latency_share * float_us
+        return replace(self, latency_us=min(most, self.latency_us or most), latency_share=None)
 
 
 def _unique(names: Iterable[str], what: str) -> None:

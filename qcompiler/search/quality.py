@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompiler.engine import Array, Engine, EngineOptions, Feeds, ModelLike, Runner
 from qcompiler.ir.graph import is_op
+from qcompiler.search.sections import cut, find_sections
 
 Metric = Callable[[Sequence[Mapping[str, Array]], Sequence[Feeds]], float]
 """A user's metric over all evaluation feeds: outputs and feeds in, one number out; more is better."""
@@ -26,7 +27,8 @@ class Quality:
     """Closeness of a candidate to the reference.
 
     Attributes:
-        sqnr_db: per floating-point output, 10 log10(signal power / error power) over all set-aside feeds.
+        sqnr_db: per floating-point output, 10 log10(signal power / error power) over all set-aside feeds; per section
+            of an output that joins quantities of different scale (`qcompiler.search.sections`).
         agreement: per class-like output, the share of rows with the same arg-max.
         rows: per class-like output, the number of rows behind that share.
         differing: per output of another type, the share of differing elements.
@@ -78,6 +80,9 @@ class Judge:
 
     A model with a state is run in a loop: each feed but the first gets the state that the model itself gave for the
     feed before, so that errors accumulate as they will in use. The reference runs in a loop of its own.
+
+    Attributes:
+        sections: sections of the outputs that are not judged as a whole; found in ``graph``, if that is given.
     """
 
     def __init__(
@@ -90,13 +95,17 @@ class Judge:
         metric: Metric | None = None,
         metric_feeds: Sequence[Feeds] = (),
         truth: Engine | None = None,
+        graph: ir.Model | None = None,
     ) -> None:
         self.engine, self.feeds, self.options = engine, list(feeds), options
         self.class_like = frozenset(class_like)
         self.metric, self.metric_feeds = metric, list(metric_feeds)
         runner = (truth or engine).load(reference, options)
         self.states = carried_states(self.feeds[0], runner.run(self.feeds[0])) if self.feeds else {}
-        self.expected = list(self._run(runner))
+        results = list(self._run(runner))
+        found = find_sections(graph, results) if graph is not None else {}
+        self.sections = {n: parts for n, parts in found.items() if n not in self.class_like and n not in self.states}
+        self.expected = [cut(each, self.sections) for each in results]
         self.reference_metric = self._metric(runner)
 
     def on(self, engine: Engine, options: EngineOptions) -> Judge:
@@ -121,14 +130,15 @@ class Judge:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Return the names of the model's outputs."""
+        """Return the names of the model's outputs, and of the sections of those that are judged in sections."""
         return tuple(self.expected[0]) if self.expected else ()
 
     def __call__(self, model: ModelLike) -> Quality:
         """Run a candidate on all feeds and compare."""
         runner = self.engine.load(model, self.options)
         power: dict[str, _Power] = {}
-        for actual, expected in zip(self._run(runner), self.expected, strict=True):
+        results = (cut(each, self.sections) for each in self._run(runner))
+        for actual, expected in zip(results, self.expected, strict=True):
             for name, wanted in expected.items():
                 if not isinstance(wanted, np.ndarray):
                     continue  # a sequence or an absent optional: there is no one array to compare

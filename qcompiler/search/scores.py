@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompiler.engine import Array, Engine, EngineOptions, Feeds
 from qcompiler.ir.graph import is_op
 from qcompiler.ir.rewriter import Rewriter
+from qcompiler.search.sections import cut, find_sections
 
 MOST_FEEDS = 32
 """Feeds on which candidates are compared at most."""
@@ -59,7 +60,8 @@ def _score(value: ir.Value) -> ir.Value | None:
 class ScoreErrors:
     """Tell the error of every row of a candidate's scores.
 
-    The sum over all rows is the noise-to-signal ratio of the outputs (their sum where there are several); single rows
+    The sum over all rows is the noise-to-signal ratio of the outputs (their sum where there are several, or several
+    sections of one that joins quantities of different scale: `qcompiler.search.sections`); single rows
     tell whether two candidates differ by more than chance.
     """
 
@@ -83,7 +85,8 @@ class ScoreErrors:
             truth: runs the reference, where it is another engine.
         """
         self.engine, self.options = engine, options
-        runner = (truth or engine).load(expose_scores(reference), options)
+        exposed = expose_scores(reference)
+        runner = (truth or engine).load(exposed, options)
         self.feeds: list[Feeds] = []
         self.expected: list[dict[str, Array]] = []
         elements = 0
@@ -95,6 +98,8 @@ class ScoreErrors:
                 self.feeds.append(feed)
                 self.expected.append(results)
                 elements += sum(a.size for a in results.values())
+        self.sections = find_sections(exposed, self.expected)
+        self.expected = [cut(results, self.sections) for results in self.expected]
         self.signal: dict[str, float] = {}
         for results in self.expected:
             for name, array in results.items():
@@ -105,7 +110,7 @@ class ScoreErrors:
         runner = self.engine.load(expose_scores(model), self.options)
         errors = []
         for feed, expected in zip(self.feeds, self.expected, strict=True):
-            actual = runner.run(feed)
+            actual = cut(runner.run(feed), self.sections)
             errors += [_errors(a, actual[n]) / self.signal[n] for n, a in expected.items() if self.signal[n] > 0]
         return np.concatenate(errors) if errors else np.zeros(0)
 

@@ -10,9 +10,11 @@ import pytest
 from onnx import helper
 
 from qcompiler.errors import CalibrationError, ModelError
+from qcompiler.evaluating.evaluate import evaluate
 from qcompiler.evaluating.layers import trace_layers
 from qcompiler.evaluating.pair import Pair, open_pair, read_feeds
 from tests.evaluating.pairs import chain, write
+from tests.passes.quantize.lab import model_of, normal
 
 
 def test_swapped_models_are_named(tmp_path: Path) -> None:
@@ -76,3 +78,21 @@ def test_statistics_are_no_feeds(tmp_path: Path) -> None:
         read_feeds(pair.reference.inputs, [])
     with pytest.raises(ModelError, match="no such file"):
         open_pair(str(files.model), tmp_path / "gone.onnx")
+
+
+def test_sections_of_an_output_are_compared_apart(tmp_path: Path) -> None:
+    """Boxes are exact and a hundred times larger than the probabilities, of which nothing is left."""
+    body = "a = Conv(x, wb) b = Conv(x, wo) p = Sigmoid(b) y = Concat<axis=1>(a, {})"
+    weights = {"wb": 100 * normal(1, 4, 3, 1, 1), "wo": normal(2, 2, 3, 1, 1)}
+    paths = []
+    for number, last in enumerate(("p", "z")):
+        text = body.format(last) if last == "p" else body.format("z").replace(" y =", " z = Sub(p, p) y =")
+        paths.append(tmp_path / f"{number}.onnx")
+        onnx.save(model_of("float[1,3,4,4] x", "float[1,6,4,4] y", text, weights), paths[-1])
+    feeds = [{"x": normal(seed, 1, 3, 4, 4)} for seed in range(3)]
+    found = evaluate(paths[0], paths[1], feeds, metric=lambda outputs, feeds: float(len(outputs[0]["y"])), layer_feeds=0)
+    assert {f.name: round(f.sqnr_db or 0.0, 6) for f in found.closeness.outputs} == {
+        "y[:, 0:4]": 200.0,
+        "y[:, 4:6]": 0.0,
+    }
+    assert found.task is not None  # the metric sees whole outputs

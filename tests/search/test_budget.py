@@ -6,6 +6,7 @@ import pytest
 
 from qcompiler.errors import BudgetError
 from qcompiler.search.budget import Budget, parse_budget
+from qcompiler.search.problem import Limits
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,8 @@ from qcompiler.search.budget import Budget, parse_budget
         ("bits<=4.65", Budget(bits=4.65)),
         ("latency<=3ms", Budget(latency_us=3000.0)),
         ("LATENCY <= 250 US", Budget(latency_us=250.0)),
+        ("latency<=60%", Budget(latency_share=0.6)),
+        (["latency<=60%", "latency<=2ms", "latency<=75 %"], Budget(latency_us=2000.0, latency_share=0.6)),
         ("latency<=250µs", Budget(latency_us=250.0)),
         ("latency<=0.5s", Budget(latency_us=500_000.0)),
         (["bytes<=1MB", "bytes<=1MiB", "bytes<=2MB"], Budget(bytes=1_000_000)),
@@ -44,11 +47,11 @@ def test_a_budget_is_read(text: str | list[str] | None, expected: Budget) -> Non
     "text",
     ["", "drop", "drop<=1", "drop>=1pt", "drop<=-1pt", "sqnr<=30", "sqnr>=30%", "sqnr>=30pt", "drop<=x%",
      "drop<=1pt sqnr>=3", "drop<=1e-3pt", "bytes<=0", "bytes<=0.4", "bytes<=-4MB", "bytes<=nan", "bytes>=4MB",
-     "bytes<=4MT", "bytes<=4ms", "bits<=0", "bits<=4 MB", "bits>=4", "latency<=0us", "latency<=3", "latency>=3ms",
-     "latency<=inf ms", "latency<=3MB", "bytes<=" + "9" * 400],
+     "bytes<=4MT", "bytes<=4ms", "bits<=0", "bits<=4 MB", "bits>=4", "latency<=0us", "latency<=0%", "latency>=60%",
+     "latency<=3", "latency>=3ms", "latency<=inf ms", "latency<=3MB", "bytes<=" + "9" * 400],
 )  # fmt: skip
 def test_any_other_text_is_refused_by_name(text: str) -> None:
-    with pytest.raises(BudgetError, match=r"expected like drop<=0\.5pt, .*, bytes<=4MB, .* or latency<=3ms") as caught:
+    with pytest.raises(BudgetError, match=r"expected like drop<=0\.5pt, .*, bytes<=4MB, .* or latency<=60%") as caught:
         parse_budget([text])
     assert repr(text) in str(caught.value)
 
@@ -67,3 +70,11 @@ def test_any_other_text_is_refused_by_name(text: str) -> None:
 )
 def test_the_least_metric_follows_from_that_of_float(budget: Budget, reference: float, least: float | None) -> None:
     assert budget.least_metric(reference) == (None if least is None else pytest.approx(least))
+
+
+def test_a_share_of_the_latency_becomes_microseconds_beside_float() -> None:
+    limits = parse_budget(["latency<=60%", "bytes<=4kB"]).limits()
+    assert limits == Limits(bytes=4000, latency_share=0.6)
+    assert limits.beside(50.0) == Limits(bytes=4000, latency_us=30.0)
+    assert parse_budget(["latency<=60%", "latency<=20us"]).limits().beside(50.0).latency_us == 20.0
+    assert parse_budget("latency<=20us").limits().beside(50.0) == Limits(latency_us=20.0)
