@@ -33,6 +33,7 @@ OURS_OPENVINO = "ours-openvino"
 NNCF_PYTHON = "QCOMPILER_NNCF_PYTHON"
 """Environment variable with the Python that has nncf: it is no dependency of this project."""
 
+_PLAN = ("predicted_us", "measured_us", "predicted_db", "measured_db", "rounds")
 Feeds = Sequence[Mapping[str, Any]]
 Notes = dict[str, Any]
 
@@ -116,6 +117,7 @@ def _ours(target: str) -> Callable[[Path, Feeds, Path], Notes]:
             "integer_share": report["integer_share"],
             "speedup_reported": report["speedup"],
             "warnings": report["warnings"],
+            "plan": {key: value for key, value in report.get("plan", {}).items() if key in _PLAN},
         }
 
     return build

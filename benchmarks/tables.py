@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from baselines import FLOAT, FORMS, OURS, OURS_CPU
 from measuring import ModelResult, usable_means
 from scoring import FormResult
 
+STATIC_RIVALS = ("ort-static", "ort-u8s8-minmax", "ort-u8s8-percentile")
 RIVALS = tuple(form.name for form in FORMS if form.name not in (FLOAT, OURS, OURS_CPU))
 
 
@@ -45,6 +47,7 @@ def markdown(
     lines += ["", "## Usable speed-up", "", *_DEFINITION, ""]
     for group in dict.fromkeys(r.group for r in results):
         lines += [f"### {group}", "", *_headline([r for r in results if r.group == group], means[group]), ""]
+    lines += ["## What the planner promised", "", *_promises(results), ""]
     lines += ["## All forms", ""]
     lines += [f"- `{form.name}`: {form.what}" + _cap(form.most_feeds) for form in FORMS]
     lines += ["", *_COLUMNS, ""]
@@ -112,6 +115,43 @@ def _headline(results: Sequence[ModelResult], means: Mapping[str, float]) -> lis
     )
     others = [f"`{name}` {value:.2f}" for name, value in means.items() if name in RIVALS]
     return [*lines, "", f"One form for all models, geometric mean: {', '.join(others)}."] if others else lines
+
+
+def _promises(results: Sequence[ModelResult]) -> list[str]:
+    """Return what the chosen plans were told to take and to be, and how close ONNX Runtime's static forms come."""
+    lines = [
+        "Time and SQNR of the plan that was taken, as it was promised after the proofs before it, and as measured; and",
+        "the SQNR on evaluation data beside that of ONNX Runtime's best static form.",
+        "",
+        "| model | us, promised | measured | off | dB, promised | measured | off | our SQNR | their best static |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    times, noises = [], []
+    for result in results:
+        ours = result.forms.get(OURS)
+        statics = [f for n, f in result.forms.items() if n in STATIC_RIVALS and f.worst_sqnr is not None]
+        theirs = max((f.worst_sqnr or 0.0 for f in statics), default=None)
+        plan = ours.notes.get("plan", {}) if ours is not None else {}
+        cells = [""] * 6
+        if plan.get("measured_us"):
+            off = plan["predicted_us"] / plan["measured_us"] - 1.0
+            times.append(abs(off))
+            cells[:3] = [f"{plan['predicted_us']:.0f}", f"{plan['measured_us']:.0f}", f"{100 * off:+.1f} %"]
+        promised, measured = plan.get("predicted_db", {}), plan.get("measured_db", {})
+        pairs = [(promised[name], db) for name, db in measured.items() if name in promised]
+        if pairs:
+            told, found = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
+            noises.append(abs(told - found))
+            cells[3:] = [f"{told:.1f}", f"{found:.1f}", f"{told - found:+.1f}"]
+        own = "" if ours is None else _decibels(ours)
+        lines.append(_row(result.name, *cells, own, "" if theirs is None else f"{theirs:.1f}"))
+    if times and noises:
+        lines += [
+            "",
+            f"Off by {100 * statistics.median(times):.1f} % of the time and {statistics.median(noises):.1f} dB at the",
+            f"worst output (medians); at most {100 * max(times):.1f} % and {max(noises):.1f} dB.",
+        ]
+    return lines
 
 
 def _on_cpu(result: ModelResult) -> str:
