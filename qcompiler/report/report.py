@@ -68,6 +68,7 @@ class Report:
             "proof": self.proof.to_dict(),
             "sqnr_db": {} if quality is None else dict(quality.sqnr_db),
             "agreement": {} if quality is None else dict(quality.agreement),
+            "expected_agreement": {} if quality is None else dict(quality.likely),
             "differing": {} if quality is None else dict(quality.differing),
             "metric": None if quality is None else quality.metric,
             "bytes_before": self.bytes_before,

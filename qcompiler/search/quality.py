@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompiler.engine import Array, Engine, EngineOptions, Feeds, ModelLike, Runner
 from qcompiler.ir.graph import is_op
+from qcompiler.search.flips import Flips
 from qcompiler.search.sections import cut, find_sections
 
 Metric = Callable[[Sequence[Mapping[str, Array]], Sequence[Feeds]], float]
@@ -33,6 +34,8 @@ class Quality:
         rows: per class-like output, the number of rows behind that share.
         differing: per output of another type, the share of differing elements.
         metric: the user's metric, if one was given.
+        likely: per class-like output, the share of rows expected to keep their arg-max on other data
+            (`qcompiler.search.flips`).
     """
 
     sqnr_db: dict[str, float] = field(default_factory=dict)
@@ -40,16 +43,21 @@ class Quality:
     differing: dict[str, float] = field(default_factory=dict)
     metric: float | None = None
     rows: dict[str, int] = field(default_factory=dict)
+    likely: dict[str, float] = field(default_factory=dict)
 
     def disagreement(self, bound: float) -> float:
         """Return by how much the worst class-like output falls below a bound on the agreement, 0 if none does.
 
-        One differing row is always allowed: among few rows a single tie that tips over says nothing.
+        What counts is the agreement expected on other data. One differing row is always allowed: among few rows a
+        single tie that tips over says nothing.
         """
         return max(
-            (min(bound, 1.0 - 1.0 / self.rows.get(n, 1_000_000)) - share for n, share in self.agreement.items()),
+            (min(bound, 1.0 - 1.0 / self.rows.get(n, 1_000_000)) - share for n, share in self._expected().items()),
             default=0.0,
         )
+
+    def _expected(self) -> dict[str, float]:
+        return {name: self.likely.get(name, share) for name, share in self.agreement.items()}
 
     @property
     def worst(self) -> float:
@@ -58,8 +66,8 @@ class Quality:
 
     @property
     def least_agreement(self) -> float:
-        """Return the least arg-max agreement over the class-like outputs."""
-        return min(self.agreement.values(), default=1.0)
+        """Return the least arg-max agreement that is expected of the class-like outputs on other data."""
+        return min(self._expected().values(), default=1.0)
 
 
 @dataclass
@@ -70,6 +78,7 @@ class _Power:
     equal_rows: int = 0
     elements: int = 0
     different: int = 0
+    flips: Flips = field(default_factory=Flips)
 
 
 class Judge:
@@ -149,6 +158,7 @@ class Judge:
             {n: p.different / p.elements for n, p in power.items() if p.elements},
             self._metric(runner),
             {n: p.rows for n, p in power.items() if p.rows},
+            {n: p.flips.kept(p.rows, p.equal_rows) for n, p in power.items() if p.rows},
         )
 
     def _metric(self, runner: Runner) -> float | None:
@@ -170,6 +180,7 @@ def _add(power: _Power, wanted: Array, actual: Array, class_like: bool) -> None:
     if class_like and a.ndim >= 2 and a.shape[-1] > 1:
         power.rows += a[..., 0].size
         power.equal_rows += int((a.argmax(-1) == b.argmax(-1)).sum())
+        power.flips.add(a, b)
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -111,7 +111,6 @@ def test_agreement_is_the_share_of_rows_with_the_same_largest_score() -> None:
     found = judged([{"y": wanted, "z": wanted}], [{"y": actual, "z": actual}], ["y"])
     assert found.agreement == {"y": 0.75}  # a tie goes to the first, in NumPy and in ONNX
     assert found.rows == {"y": 4}
-    assert found.least_agreement == 0.75
 
 
 def test_agreement_counts_rows_of_every_feed_and_all_leading_axes() -> None:
@@ -134,6 +133,24 @@ def test_agreement_counts_rows_of_every_feed_and_all_leading_axes() -> None:
 def test_one_differing_row_is_always_allowed(share: float, rows: int, missing: float) -> None:
     found = Quality(agreement={"y": share}, rows={"y": rows}).disagreement(0.97)
     assert max(0.0, found) == pytest.approx(missing)
+
+
+def test_what_is_expected_on_other_data_counts_where_it_is_known() -> None:
+    found = Quality(agreement={"y": 0.9, "z": 0.96}, rows={"y": 80, "z": 80}, likely={"y": 0.98})
+    assert found.disagreement(0.97) == pytest.approx(0.01)  # that of z
+    assert found.least_agreement == 0.96
+
+
+def test_a_tie_among_few_rows_is_no_disagreement() -> None:
+    """Nine rows are decided by far; the tenth flips by the same small error."""
+    wanted = np.zeros((10, 3), F)
+    wanted[:, :2] = [5.0, 1.0]
+    wanted[9] = [1.0, 0.99, 0.0]
+    actual = wanted + np.asarray([-0.01, 0.01, 0.0], F)
+    found = judged([{"y": wanted}], [{"y": actual}], ["y"])
+    assert found.agreement == {"y": 0.9}
+    assert found.likely["y"] == pytest.approx((9 + 200 * 9.69146 / 10) / 210, abs=1e-3)  # Phi(0.01 / 0.02)
+    assert found.disagreement(0.97) < 0
 
 
 def test_the_worst_class_like_output_counts() -> None:
