@@ -12,7 +12,7 @@ from rich.text import Text
 
 from qcompiler.cli_options import SOURCE_HELP, Shapes, parse_shapes
 from qcompiler.cli_show import stdout_console
-from qcompiler.errors import BudgetError, CalibrationError, ModelError
+from qcompiler.errors import BudgetError, CalibrationError, ModelError, QCompilerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,8 @@ def bench_command(
 ) -> None:
     """Time two models on ONNX Runtime in interleaved rounds, and compare their outputs.
 
-    The ratio is A / B: above 1, B is the faster one. The first feed is timed; outputs are compared on all (up to 16).
+    The ratio is A / B: above 1, B is the faster one. The first feed is timed; outputs are compared on all (up to 16),
+    section by section where they join quantities of different scale.
 
     \b
     Examples:
@@ -65,7 +66,7 @@ def bench_command(
     table.add_row("A / B", f"{one.minimum / two.minimum:.3f}", f"{one.median / two.median:.3f}", "")
     console.print(table)
     console.print(f"{one.rounds} interleaved rounds, threads {threads}" + ("" if feeds else ", random data"))
-    for name, db in _closeness(a, b, data).items():
+    for name, db in _closeness(first, a, b, data).items():
         console.print(Text(f"{name}: {'equal' if db == float('inf') else f'{db:.1f} dB SQNR of B against A'}"))
 
 
@@ -84,9 +85,18 @@ def _feeds(source: str | None, shapes: Mapping[str, Sequence[int]], inputs: Sequ
     return [*itertools.islice(as_feed_source(source, fixed), _MOST_FEEDS)]
 
 
-def _closeness(a: Runner, b: Runner, feeds: Sequence[Feeds]) -> dict[str, float]:
-    """Return SQNR in dB of the outputs that both models have."""
+def _closeness(model: Path, a: Runner, b: Runner, feeds: Sequence[Feeds]) -> dict[str, float]:
+    """Return SQNR in dB of the outputs that both models have, or of their sections."""
+    from qcompiler.ir.importer import import_model
     from qcompiler.pipeline.numerics import sqnr_db
+    from qcompiler.search.sections import cut, find_sections
 
     both = [o.name for o in a.outputs if o.name in {p.name for p in b.outputs}]
-    return sqnr_db([a.run(f, both) for f in feeds], [b.run(f, both) for f in feeds]) if both else {}
+    if not both:
+        return {}
+    wanted, found = ([runner.run(f, both) for f in feeds] for runner in (a, b))
+    try:
+        sections = find_sections(import_model(model), wanted)
+    except QCompilerError:  # what runs can be timed, whether we can compile it or not
+        sections = {}
+    return sqnr_db([cut(w, sections) for w in wanted], [cut(f, sections) for f in found])
