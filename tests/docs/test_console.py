@@ -44,6 +44,8 @@ def test_a_shape_keeps_words_and_drops_figures() -> None:
     assert shape(one) == shape(other)
     assert shape(one) != shape(page.format(3.1, 2.4, "MB", 26, "right"))
     assert shape(one) != shape(one.replace("2.5\n", "2.6\n"))
+    named = "```console\n$ a\nhost: {0} -> ort-x86\nnot this machine ({0}): nothing\n```\n"
+    assert shape(named.format("Xeon(R)")) == shape(named.format("Xeon(R) @ 2.50GHz"))
     may_miss = one.replace("varies: speed", "varies: speed, left?")
     assert shape(may_miss) == shape(may_miss.replace("left\n", ""))
 
