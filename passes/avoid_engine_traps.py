@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import onnx_ir as ir
+
 from qcompiler.errors import PassError
 from qcompiler.ir.graph import all_graphs
 from qcompiler.ir.phase import Phase
 from qcompiler.passes.rewrite import RewritePass
 from qcompiler.patterns.language import Clause, Rule
+from qcompiler.patterns.masks import EXP_UNDERFLOW, LARGEST_SPAN
 from qcompiler.patterns.match import Match
 from qcompiler.patterns.traps import FLOAT_WEIGHT, QUICK_GELU, TRAP_RULES
 from qcompiler.pipeline.contract import Contract, Reassociates
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.spec import RangeSource
-
-_EXP_UNDERFLOW = 87.0
-"""exp(-87.3) is the smallest normal float32: a smaller spread of scores cannot underflow."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,31 @@ class _Trap(RewritePass):
 
 
 def with_ranges(rules: Sequence[Rule], trap: str, statistics: RangeSource | None) -> list[Rule]:
-    """Add the condition on observed ranges to the rules of a trap."""
-    if trap != "softmax-underflow":
-        return list(rules)
+    """Add the conditions on observed ranges to the rules of a trap."""
 
-    def can_underflow(m: Match) -> str | None:
-        name = str(m.x.name)
+    def spread(value: ir.Value) -> float | None:
+        name = str(value.name)
         if statistics is None or not statistics.observed(name):
             return None
         low, high = statistics.range(name, "min-max")
-        if high - low > _EXP_UNDERFLOW:
-            return None
-        return f"no-underflow: the scores span {high - low:.0f}, too little to underflow"
+        return high - low
 
-    return [replace(r, where=(*r.where, Clause("can_underflow", can_underflow))) for r in rules]
+    def can_underflow(m: Match) -> str | None:
+        found = spread(m.x if trap == "softmax-underflow" else m.sum)
+        if found is None or found > EXP_UNDERFLOW:
+            return None
+        return f"no-underflow: the scores span {found:.0f}, too little to underflow"
+
+    def narrow(m: Match) -> str | None:
+        found = spread(m.scores)
+        if found is None:
+            return "never-observed: how far the scores span is not known"
+        if found <= LARGEST_SPAN:
+            return None
+        return f"wide-scores: they span {found:.0f}, more than {LARGEST_SPAN:.0f} without the mask"
+
+    more = {
+        "softmax-underflow": (Clause("can_underflow", can_underflow),),
+        "masked-softmax": (Clause("can_underflow", can_underflow), Clause("narrow_scores", narrow)),
+    }.get(trap, ())
+    return [replace(r, where=(*r.where, *more)) for r in rules]

@@ -14,11 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.ir.graph import attr_int, attr_ints, const_array, consumers, is_op, rank_of, scalar, shape_of
+from qcompiler.ir.graph import attr_int, attr_ints, const_array, consumers, is_op, rank_of, shape_of
 from qcompiler.ir.rewriter import Rewriter
-
-_MOST = 8
-"""Parts that a product is split into at most; more are no queries, keys and values."""
+from qcompiler.patterns.parts import MOST, behind_bias, slice_ranges, split_sizes
 
 
 def split_projection(rewriter: Rewriter, product: ir.Node) -> int:
@@ -39,7 +37,7 @@ def split_projection(rewriter: Rewriter, product: ir.Node) -> int:
         return 0
     if attr_int(weight, "axis", 1) % 2 != 1 or attr_int(weight, "block_size", 0):
         return 0
-    sizes = _parts(_behind_bias(product.outputs[0]), stored.shape[1])
+    sizes = _parts(behind_bias(product.outputs[0]), stored.shape[1])
     if len(sizes) < 2:
         return 0
     _write_parts(rewriter, product, weight, sizes)
@@ -78,56 +76,18 @@ def _write_parts(rewriter: Rewriter, product: ir.Node, weight: ir.Node, sizes: S
     rewriter.erase_dead([product])
 
 
-def _behind_bias(value: ir.Value) -> ir.Value:
-    """Return the value behind the bias of a product, if there is one."""
-    readers = consumers(value)
-    if len(readers) == 1 and is_op(readers[0], "Add") and any(const_array(v) is not None for v in readers[0].inputs):
-        return readers[0].outputs[0]
-    return value
-
-
 def _parts(value: ir.Value, columns: int) -> list[int]:
     """Return the sizes of the parts that the last axis of a value is split into, in order; empty if it is not."""
     readers = consumers(value)
     if value.is_graph_output() or not readers:
         return []
     if len(readers) == 1 and is_op(readers[0], "Split"):
-        return _split_sizes(readers[0], columns, rank_of(value))
+        return split_sizes(readers[0], columns, rank_of(value))
     if all(is_op(node, "Slice") for node in readers):
-        return _slice_sizes(readers, columns, rank_of(value))
+        return [last - first for first, last in sorted(slice_ranges(readers, columns, rank_of(value)))]
     if len(readers) == 1 and is_op(readers[0], "Reshape"):
         return _axis_sizes(readers[0].outputs[0], columns)
     return []
-
-
-def _split_sizes(node: ir.Node, columns: int, rank: int | None) -> list[int]:
-    axis = attr_int(node, "axis", 0)
-    if axis != -1 and (rank is None or axis != rank - 1):
-        return []
-    count = len(node.outputs)
-    given = const_array(node.inputs[1]) if len(node.inputs) > 1 else None
-    sizes = [int(n) for n in given] if given is not None else [columns // count] * count
-    return sizes if sum(sizes) == columns and len(sizes) <= _MOST and min(sizes) > 0 else []
-
-
-def _slice_sizes(nodes: Sequence[ir.Node], columns: int, rank: int | None) -> list[int]:
-    """Return the sizes of slices that cover the last axis without a gap, each once."""
-    ranges = []
-    for node in nodes:
-        start, end = (scalar(v) for v in node.inputs[1:3])
-        axis = scalar(node.inputs[3]) if len(node.inputs) > 3 else None
-        step = scalar(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else 1.0
-        if start is None or end is None or axis is None or step != 1.0:
-            return []
-        if axis != -1 and (rank is None or axis != rank - 1):
-            return []
-        first, last = (int(n) if n >= 0 else int(n) + columns for n in (start, end))
-        ranges.append((first, min(last, columns)))
-    ranges.sort()
-    ends = [0, *(last for _, last in ranges)]
-    if [first for first, _ in ranges] != ends[:-1] or ends[-1] != columns or len(ranges) > _MOST:
-        return []
-    return [last - first for first, last in ranges]
 
 
 def _axis_sizes(value: ir.Value, columns: int) -> list[int]:
@@ -141,7 +101,7 @@ def _axis_sizes(value: ir.Value, columns: int) -> list[int]:
             return []
         if math.prod(tail) == columns:
             count = tail[0]
-            taken = 2 <= count <= _MOST and _taken_apart(value, axis, count, len(shape))
+            taken = 2 <= count <= MOST and _taken_apart(value, axis, count, len(shape))
             return [columns // count] * count if taken else []
     return []
 

@@ -77,6 +77,31 @@ class Builder:
         made = self.node(op_type, *inputs, domain=domain, name=name, outputs=1, origin=origin, like=like, **attributes)
         return made.outputs[0]
 
+    def behind(
+        self, value: ir.Value, op_type: str, *inputs: ir.Value, name: str, shape: ir.Shape | None, **attributes: int
+    ) -> ir.Value:
+        """Insert a node right behind the one that makes ``value``, for whoever reads that, and return its output.
+
+        Args:
+            value: what it is about; behind a graph input the node comes first in the graph.
+            op_type: operator name.
+            inputs: values read, known behind ``value``.
+            name: wanted node name.
+            shape: shape of the output, whose type is that of ``value``.
+            attributes: attributes by name.
+        """
+        maker = value.producer()
+        if maker is not None:
+            made = self.rewriter.node(op_type, inputs, after=maker, origin=[maker], name=name, attributes=attributes)
+        else:
+            graph = value.graph if value.graph is not None else self.rewriter.model.graph
+            made = self.rewriter.node(
+                op_type, inputs, before=graph[0], origin=self.match.nodes, name=name, attributes=attributes
+            )
+        self.rewriter.declare(made.outputs[0], value.dtype, shape)
+        self.made.append(made)
+        return made.outputs[0]
+
     def constant(self, array: Array | ir.TensorProtocol, name: str) -> ir.Value:
         """Add a constant to the main graph; ``name`` is made unique."""
         return self.rewriter.constant(array, name)

@@ -5,27 +5,26 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.ir.graph import attr_int, consumers, is_const, is_op, rank_of, shape_of, single_consumer
+from qcompiler.ir.graph import consumers, is_const, is_op, shape_of, single_consumer
+from qcompiler.patterns.attention import ATTENTIONS
 from qcompiler.patterns.builder import Builder
 from qcompiler.patterns.clauses import opset_at_least
 from qcompiler.patterns.language import Clause, Rule, const, op, rest, rule, var
+from qcompiler.patterns.masks import FLOOR, MASKS, float32, has_floor, last_axis
 from qcompiler.patterns.match import Match
-
-FLOOR = 64.0
-"""exp(-64) is 1.6e-28: nothing beside a float32 probability, yet far above the subnormal numbers (1.2e-38)."""
-
-
-def _float32(m: Match) -> str | None:
-    return None if m.x.dtype == ir.DataType.FLOAT else "not-float32: subnormal thresholds differ"
-
-
-def _last_axis(m: Match) -> str | None:
-    axis, rank = attr_int(m.root, "axis", -1), rank_of(m.x)
-    return None if axis == -1 or (rank is not None and axis == rank - 1) else "axis: only the last axis is rewritten"
+from qcompiler.patterns.projections import SPLIT_PROJECTION
+from qcompiler.patterns.rotary import ROTARIES
 
 
 def _no_floor_yet(m: Match) -> str | None:
-    return "has-floor: the scores already have a floor" if is_op(m.x.producer(), "Max") else None
+    maker = m.x.producer()
+    floored = is_op(maker, "Max") or (is_op(maker, "Add") and any(has_floor(v) for v in _masks(maker)))
+    return "has-floor: the scores already have a floor" if floored else None
+
+
+def _masks(total: ir.Node) -> list[ir.Value]:
+    """Return the operands of an addition that `mask-floor` may have given a floor."""
+    return [v for v in total.inputs if v is not None and (is_const(v) or is_op(v.producer(), "Max"))]
 
 
 def _floored_softmax(b: Builder, m: Match) -> ir.Value:
@@ -46,8 +45,8 @@ SOFTMAX_UNDERFLOW = rule(
     match=op("Softmax", var("x")),
     where=[
         opset_at_least(18),  # axes as an input of ReduceMax; a Softmax of an older opset flattens, too
-        Clause("float32", _float32),
-        Clause("last_axis", _last_axis),
+        Clause("float32", float32),
+        Clause("last_axis", last_axis),
         Clause("no_floor_yet", _no_floor_yet),
     ],
     build=_floored_softmax,
@@ -137,6 +136,10 @@ FLOAT_WEIGHT = rule(
 """Seen on ONNX Runtime 1.31 (WeightBiasQuantization); the Sum costs about 1 % of the operator."""
 
 TRAP_RULES: dict[str, tuple[Rule, ...]] = {
+    "merged-projection": (SPLIT_PROJECTION,),
+    "attention": ATTENTIONS,
+    "rotary-embedding": ROTARIES,
+    "masked-softmax": MASKS,
     "softmax-underflow": (SOFTMAX_UNDERFLOW,),
     "skip-layer-norm": (SKIP_LAYER_NORM,),
 }

@@ -217,7 +217,9 @@ class Decider:
             self.accuracy = replace(self.accuracy, quality=quality, met=held)
         if self.search is None or planning.sized:  # a rewrite more changes the bytes that were counted
             return forms, dict(planning.engine_forms)
-        return forms, self.search.avoid_traps(forms, self.workshop.base.target.traps, {})
+        avoided = self.search.avoid_traps(forms, self.workshop.base.target.traps, {})
+        self.figures |= self.search.figures
+        return forms, avoided
 
     def prepare_plan(self) -> tuple[Planning, dict[str, dict[str, Form]]]:
         """Return what `decide` would plan with: precision settled, treatments tried, variants learnt.

@@ -120,6 +120,8 @@ def settle(options: Options) -> Settings:
     recipe = _recipe(options)
     target = recipe.on(load_target(name))
     here = runs_here(target, processor)
+    if here:
+        target = target.on(processor.features)
     budget = parse_budget(options.budget)
     if (budget.drop_points is not None or budget.drop_relative is not None) and options.metric is None:
         raise BudgetError("a drop budget needs a metric: give --metric file.py:function and --evaluation SRC")

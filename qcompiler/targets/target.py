@@ -15,7 +15,7 @@ A table is one TOML file::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any, Literal, get_args
@@ -49,6 +49,7 @@ class OpRow:
         multiple_of: K and N must be divisible by it, if it is not 0.
         fixed_output: (scale, zero point) the operator's output always has, if any.
         emit: for a form, the engine's operator emitted directly because the engine does not fuse the Q/DQ form.
+        requires: processor flags without which the engine computes these forms wrongly.
         why: the engine's rule behind the row.
     """
 
@@ -65,6 +66,7 @@ class OpRow:
     multiple_of: int = 0
     fixed_output: tuple[float, int] | None = None
     emit: dict[str, str] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
     why: str = ""
 
 
@@ -173,6 +175,15 @@ class Target:
             raise TargetError(f"scheme {self.scheme} of {self.name} has no blocks of {block}; it has blocks of {known}")
         return replace(self, block=block)
 
+    def on(self, features: Collection[str]) -> Target:
+        """Return the table as it holds on a processor: rows whose flags it lacks have no form but float."""
+
+        def held(row: OpRow) -> OpRow:
+            lacking = [flag for flag in row.requires if flag not in features]
+            return replace(row, forms=(), why=f"needs {' and '.join(lacking)}: {row.why}") if lacking else row
+
+        return replace(self, rows=tuple(map(held, self.rows)))
+
     def row(self, op_type: str) -> OpRow | None:
         """Return the row of an operator, or None if the target always runs it in float."""
         return next((row for row in self.rows if op_type in row.type), None)
@@ -204,7 +215,7 @@ def _row(table: Mapping[str, Any], name: str) -> OpRow:
         if key not in table:
             raise TargetError(f"target {name}: an [[op]] row lacks {key!r}")
     fields = _fields(table)
-    for key in ("type", "forms", "data"):
+    for key in ("type", "forms", "data", "requires"):
         if not isinstance(fields.get(key, ()), tuple):
             raise TargetError(f"target {name}: {key!r} of an [[op]] row is {fields[key]!r}; expected a list")
     if fields["kind"] not in get_args(Kind):

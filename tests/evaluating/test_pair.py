@@ -90,7 +90,9 @@ def test_sections_of_an_output_are_compared_apart(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{number}.onnx")
         onnx.save(model_of("float[1,3,4,4] x", "float[1,6,4,4] y", text, weights), paths[-1])
     feeds = [{"x": normal(seed, 1, 3, 4, 4)} for seed in range(3)]
-    found = evaluate(paths[0], paths[1], feeds, metric=lambda outputs, feeds: float(len(outputs[0]["y"])), layer_feeds=0)
+    found = evaluate(
+        paths[0], paths[1], feeds, metric=lambda outputs, feeds: float(len(outputs[0]["y"])), layer_feeds=0
+    )
     assert {f.name: round(f.sqnr_db or 0.0, 6) for f in found.closeness.outputs} == {
         "y[:, 0:4]": 200.0,
         "y[:, 4:6]": 0.0,

@@ -191,3 +191,19 @@ def test_a_table_of_rows_is_gathered_by_rows():
         model = import_exactly(model_of("int64[b] i", "float[p,q] y", body, {"m": normal(1, 64, 64)}))
         (group,) = find_groups(model, parse_target(text, "t"))
         assert [c for _, c, _ in group.refusals] == ([code] if code else [])
+
+
+def test_a_row_that_needs_a_processor_flag_is_float_without_it() -> None:
+    text = """[target]
+engine = "onnxruntime"
+[[op]]
+type = ["Concat"]
+kind = "arithmetic"
+forms = ["static"]
+requires = ["amx_int8"]
+why = "x"
+"""
+    target = parse_target(text, "t")
+    assert target.on({"amx_int8", "vnni"}).rows == target.rows
+    row = target.on({"vnni"}).rows[0]
+    assert (row.forms, row.why) == ((), "needs amx_int8: x")

@@ -12,42 +12,19 @@ from qcompiler.errors import PassError
 from qcompiler.ir.graph import all_nodes
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.text import print_model
-from qcompiler.ir.verify import verify
 from qcompiler.passes.avoid_engine_traps import AvoidEngineTraps
 from qcompiler.patterns.traps import FLOOR
-from qcompiler.pipeline.contract import Reassociates
 from qcompiler.pipeline.state import CompileState
 from qcompiler.quant.plan import QuantPlan
 from qcompiler.targets.target import load_target
 from tests.filecheck import file_check
-from tests.passes.quantize.lab import (
-    ENGINE,
-    OPTIMIZED,
-    import_exactly,
-    model_of,
-    normal,
-    ops,
-    outputs,
-    random_feeds,
-)
+from tests.passes.quantize.lab import ENGINE, OPTIMIZED, import_exactly, model_of, normal, ops, outputs
+from tests.passes.quantize.traps_lab import avoid_in, changes, why
 
 F = np.float32
 ROWS = "float[n,4,6] x"
 NUMBERS = {"s": np.asarray(0.05, F), "z": np.asarray(120, np.uint8), "scale": np.ones(6, F), "bias": np.zeros(6, F),
            "row": normal(1, 6)}  # fmt: skip
-
-
-class Ranges:
-    """Ranges of the named values; others were never observed."""
-
-    def __init__(self, ranges: Mapping[str, tuple[float, float]]) -> None:
-        self.ranges = ranges
-
-    def observed(self, name: str) -> bool:
-        return name in self.ranges
-
-    def range(self, name: str, estimator: str) -> tuple[float, float]:
-        return self.ranges[name]
 
 
 def avoid(
@@ -60,34 +37,7 @@ def avoid(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     feeds: list[dict[str, Array]] | None = None,
 ) -> CompileState:
-    """Run the pass, hold it to its contract, and check that it settles."""
-    model = import_exactly(model_of(inputs, result, body, NUMBERS, opset))
-    given = feeds if feeds is not None else random_feeds(model, size=3)
-    state = CompileState(model, load_target("ort-x86"), Phase.LOWERED)
-    state.statistics = Ranges(ranges) if ranges is not None else None
-    before = [outputs(model.clone(), f) for f in given]
-    step = AvoidEngineTraps(traps=traps)
-    changed = step.run(state)
-    verify(state.model, Phase.LOWERED)
-    contract = step.numerics
-    assert isinstance(contract, Reassociates)
-    for feed, wanted in zip(given, before, strict=True):
-        for a, b in zip(wanted, outputs(state.model, feed), strict=True):
-            assert np.isnan(a).tolist() == np.isnan(b).tolist()
-            assert np.nanmax(np.abs(a - b), initial=0) <= contract.rel * max(np.nanmax(np.abs(a), initial=0), 1e-6)
-    settled = print_model(state.model)
-    assert step.run(state) == 0
-    assert print_model(state.model) == settled
-    state.plan = QuantPlan(engine_forms={"changed": str(changed)})
-    return state
-
-
-def changes(state: CompileState) -> int:
-    return int(state.plan.engine_forms["changed"])
-
-
-def why(state: CompileState, rule: str) -> list[str]:
-    return [r.reason for r in state.remarks if r.rule == rule and not r.done]
+    return avoid_in(body, traps, inputs, result, NUMBERS, opset=opset, ranges=ranges, feeds=feeds)
 
 
 SOFTMAX = "y = Softmax<axis=-1>(x)"
@@ -156,7 +106,7 @@ def test_the_plan_decides_too():
 
 
 def test_an_unknown_trap_is_refused():
-    with pytest.raises(PassError, match="unknown trap 'pit'; known: softmax-underflow, skip-layer-norm"):
+    with pytest.raises(PassError, match="unknown trap 'pit'; known: merged-projection, attention, rotary-embedding, "):
         avoid(SOFTMAX, "pit")
 
 
