@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812
 from gpu_cases import Compiler, Given, GpuCase, Launch, memory_cases, product_cases, rounded, wide
+from gpu_float_cases import float_cases
 from torch import Tensor
 
 # ---- K4, K5: weights in 4 bits ------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def convolution_cases() -> list[GpuCase]:
 
 def all_cases() -> list[GpuCase]:
     """Return all cases: first the main one of each kernel, then the others, group by group."""
-    groups = [product_cases(), memory_cases(), int4_cases(), attention_cases(), convolution_cases()]
+    groups = [product_cases(), memory_cases(), int4_cases(), attention_cases(), convolution_cases(), float_cases()]
     everything = [case for group in groups for case in group]
     first = {case.kernel: case for case in reversed(everything)}
     leading = [case for case in everything if first[case.kernel] is case]

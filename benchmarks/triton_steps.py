@@ -23,7 +23,7 @@ from qcompiler.backends.triton.program import KERNEL, Step, build_program
 from qcompiler.backends.triton.tensors import to_numpy, to_torch
 from qcompiler.compilation import Compilation
 from qcompiler.compiled import CompiledModel
-from qcompiler.engine import EngineOptions
+from qcompiler.engine import EngineOptions, Feeds, Runner
 from qcompiler.passes.assign_channels_last import NHWC, TO_LAST
 
 Array = npt.NDArray[Any]
@@ -118,6 +118,32 @@ def _compare(
             gap = gaps.setdefault(step.name, StepGap(step.name, step.operator, found.dtype.name))
             gap.add(found, array)
         values[name] = to_torch(array.astype(found.dtype))
+
+
+class _Scaled:
+    """A runner that sees inputs times a factor."""
+
+    def __init__(self, runner: Runner, factor: float) -> None:
+        self.runner, self.factor = runner, np.float32(factor)
+
+    def run(self, feed: Feeds) -> dict[str, Array]:
+        return self.runner.run({n: a * self.factor if a.dtype == np.float32 else a for n, a in feed.items()})
+
+
+def nudged(twin: ir.Model, factor: float) -> Any:
+    """Return ONNX Runtime on a twin whose inputs are larger by a factor; where tokens go in, whose embeddings are.
+
+    What no metric should hang on shows how far one step that falls the other way is carried.
+    """
+    plain = PlainOrtEngine().load(twin)
+    if any(i.dtype == np.float32 for i in plain.inputs):
+        return _Scaled(plain, factor)
+    copy = twin.clone()
+    for node in copy.graph:
+        table = node.inputs[0] if node.op_type == "Gather" else None
+        if table is not None and table.const_value is not None and table.dtype is ir.DataType.FLOAT:
+            table.const_value = ir.tensor(table.const_value.numpy() * np.float32(factor), name=table.name)
+    return PlainOrtEngine().load(copy)
 
 
 class _Reference:

@@ -21,7 +21,7 @@ _ROLES = ("x", "xs", "xz", "w", "ws", "wz", "b", "ys", "yz")
 
 def multiplies_activations(node: ir.Node) -> bool:
     """Return whether a node stands for a product of two activations."""
-    return is_kernel(node, "int8_matmul") and const_array(arguments_of(node).get("w")) is None
+    return is_kernel(node, "int8_matmul", "float_matmul") and const_array(arguments_of(node).get("w")) is None
 
 
 def find_product(e: Emission) -> dict[str, ir.Value | None] | str:

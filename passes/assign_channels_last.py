@@ -20,6 +20,8 @@ from qcompiler.pipeline.state import CompileState
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 NHWC = ":nhwc"
 """Behind the name of the value that stands for another one, its channels behind."""
+_CONVS = ("int8_conv", "float_conv")
+_PAIRS = ("Add", "Sub", "Mul", "Div")
 _ELEMENTWISE = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "LeakyRelu", "Identity"})
 
 
@@ -38,7 +40,7 @@ class AssignChannelsLast(Pass):
         """Rewrite every graph and return the number of changes."""
         rewriter = Rewriter(state.model)
         for graph in all_graphs(state.model):
-            if any(is_kernel(n, "int8_conv") for n in graph):
+            if any(is_kernel(n, *_CONVS) for n in graph):
                 _Sweep(rewriter).run(graph)
         return rewriter.changes
 
@@ -64,7 +66,7 @@ class _Sweep:
         self.rewriter.erase_dead([n for n in unread if not n.outputs[0].is_graph_output()])
 
     def _rule(self, node: ir.Node) -> Callable[[ir.Node], None] | None:
-        if is_kernel(node, "int8_conv"):
+        if is_kernel(node, *_CONVS):
             return self._kernel
         if is_op(node, "Transpose"):
             return self._transpose
@@ -80,6 +82,8 @@ class _Sweep:
             not is_op(node, "Clip") or all(is_const(v) or v is None for v in node.inputs[1:])
         ):
             return self._plain
+        if is_op(node, *_PAIRS) and all(v in self.last for v in node.inputs):
+            return self._floats
         if is_op(node, "MaxPool") and node.inputs[0] in self.last and node.outputs[0].dtype is ir.DataType.INT8:
             return self._max_pool if len(node.outputs) == 1 or not node.outputs[1].uses() else None
         if is_op(node, "Concat") and attr_int(node, "axis", 0) % 4 == 1 and all(v in self.last for v in node.inputs):
@@ -131,7 +135,7 @@ class _Sweep:
         arguments: dict[str, ir.Value | None] = dict(arguments_of(node))
         x = arguments["x"]
         assert x is not None
-        if rank_of(x) not in (4, None) and node.op_type != "int8_conv":
+        if rank_of(x) not in (4, None) and node.op_type not in _CONVS:
             return
         arguments["x"] = self._moved(x, node)
         settings = settings_of(node)
@@ -163,6 +167,10 @@ class _Sweep:
             name=f"{node.name}:nhwc",
         )
         self._result(node, made)
+
+    def _floats(self, node: ir.Node) -> None:
+        """Let an operator on two pictures of floats, of four axes each, follow."""
+        self._result(node, self._copy(node, [self.last[v] for v in node.inputs if v is not None]))
 
     def _plain(self, node: ir.Node) -> None:
         source = node.inputs[0]

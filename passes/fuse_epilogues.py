@@ -12,6 +12,7 @@ from qcompiler.ir.graph import all_graphs, attr_str, consumers, is_op, rank_of, 
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
 from qcompiler.passes.activation_products import fold_transposes, multiplies_activations
+from qcompiler.passes.float_products import is_column_bias
 from qcompiler.passes.kernel_nodes import (
     FOLDED,
     arguments_of,
@@ -25,9 +26,15 @@ from qcompiler.pipeline.base import Pass
 from qcompiler.pipeline.contract import Contract, WithinStep
 from qcompiler.pipeline.state import CompileState
 
-_PRODUCTS = ("int8_matmul", "fp8_matmul", "block_matmul")
+_PRODUCTS = ("int8_matmul", "fp8_matmul", "block_matmul", "float_matmul", "float_conv")
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hard_swish"}
 _STORED = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "float8e4m3fn"}
+_WRITES = {
+    "int8_matmul": ("int8",),
+    "fp8_matmul": ("float8e4m3fn",),
+    "float_matmul": ("int8", "float8e4m3fn"),
+    "float_conv": ("int8", "float8e4m3fn"),
+}
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,9 @@ def _fold_one(rewriter: Rewriter, node: ir.Node) -> ir.Node | None:
     if free and "residual" not in settings and "b" not in arguments and (factor := _factor(node, reader)) is not None:
         settings["factor"] = float(np.float32(settings.get("factor", 1.0) * factor))
         return _rebuild(rewriter, node, arguments, settings, reader)
+    if free and "residual" not in settings and (bias := _bias(node, reader)) is not None:
+        arguments["b"] = bias
+        return _rebuild(rewriter, node, arguments, settings, reader)
     if free and "residual" not in settings and (name := _activation(reader)):
         return _rebuild(rewriter, node, arguments, {**settings, "activation": name}, reader)
     if is_op(reader, "Add") and "residual" not in settings:
@@ -147,16 +157,23 @@ def _fold_one(rewriter: Rewriter, node: ir.Node) -> ir.Node | None:
     if is_op(reader, "QuantizeLinear"):
         zero = reader.inputs[2] if len(reader.inputs) > 2 else None
         kind = _STORED.get(reader.outputs[0].dtype or ir.DataType.UNDEFINED)
-        wanted = {"int8_matmul": "int8", "fp8_matmul": "float8e4m3fn"}.get(node.op_type)
-        if scalar_params(reader.inputs[1], zero) is not None and kind == wanted:
+        if scalar_params(reader.inputs[1], zero) is not None and kind in _WRITES.get(node.op_type, ()):
             arguments |= {"ys": reader.inputs[1], "yz": zero if kind == "int8" else None}
             _rebuild(rewriter, node, arguments, {**settings, "out": kind, "stage": "float"}, reader)
     return None
 
 
+def _bias(node: ir.Node, reader: ir.Node) -> ir.Value | None:
+    """Return the constant per column that an Add puts behind a product of floats; others have theirs in the call."""
+    if not is_op(reader, "Add") or not is_kernel(node, "float_matmul") or "b" in arguments_of(node):
+        return None
+    other = reader.inputs[1] if reader.inputs[0] is node.outputs[0] else reader.inputs[0]
+    return other if is_column_bias(other, node.outputs[0]) else None
+
+
 def _factor(node: ir.Node, reader: ir.Node) -> float | None:
     """Return what a Mul or Div by one constant multiplies a product by, None if the reader is neither."""
-    if not is_op(reader, "Mul", "Div") or not is_kernel(node, "int8_matmul", "fp8_matmul"):
+    if not is_op(reader, "Mul", "Div") or not is_kernel(node, "int8_matmul", "fp8_matmul", "float_matmul"):
         return None
     first = reader.inputs[0] is node.outputs[0]
     other = reader.inputs[1 if first else 0]

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.ir.graph import attr_int, attr_ints, attr_str, const_array, consumers, is_op, rank_of
+from qcompiler.ir.graph import attr_int, const_array, consumers, is_op, rank_of
 from qcompiler.ir.rewriter import Rewriter
-from qcompiler.ir.shapes import static_dim, static_shape
 from qcompiler.passes.activation_products import find_product
+from qcompiler.passes.conv_geometry import conv_geometry
+from qcompiler.passes.float_convs import inserted
 from qcompiler.passes.integer_operators import Emission
 from qcompiler.passes.kernel_nodes import FLOAT_LIMIT, KERNEL_DOMAIN, kernel_node, scalar_params, stand_in, stored
 from qcompiler.passes.lookup_tables import FUNCTIONS, all_reals
 from qcompiler.patterns.operators import attribute_value
-from qcompiler.quant.window import resolve_window
 
 _INT8 = ir.DataType.INT8
 _FLOAT8 = ir.DataType.FLOAT8E4M3FN
@@ -86,38 +86,15 @@ def _conv(e: Emission) -> str | None:
     if rank not in (3, 4) or e.roles["w"].dtype is not _INT8:
         return f"convolutions of {(rank or 2) - 2} dimensions in {e.roles['w'].dtype} have no kernel"
     spatial = rank - 2
-    strides = attr_ints(e.root, "strides") or (1,) * spatial
-    dilations = attr_ints(e.root, "dilations") or (1,) * spatial
-    pads = _pads(e, spatial, strides, dilations)
-    if pads is None:
+    geometry = conv_geometry(e.root, e.roles["x"], e.roles["w"], spatial)
+    if geometry is None:
         return "auto_pad is left, and the data's lengths are not known"
-    settings |= {
-        "strides": _plane(strides, 1),
-        "dilations": _plane(dilations, 1),
-        "pads": _plane_pads(pads),
-        "group": attr_int(e.root, "group", 1),
-        "layout": "NCHW",
-    }
+    settings |= geometry
     if spatial == 2:
         _finish(e, "int8_conv", arguments, settings)
     else:
         _line_conv(e, arguments, settings)
     return None
-
-
-def _pads(e: Emission, spatial: int, strides: tuple[int, ...], dilations: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the pads, those that auto_pad stands for too; None if they depend on unknown lengths."""
-    mode = attr_str(e.root, "auto_pad", "NOTSET")
-    if mode in ("NOTSET", "", "VALID"):
-        return (attr_ints(e.root, "pads") if mode != "VALID" else None) or (0,) * (2 * spatial)
-    data, weight = static_shape(e.roles["x"]), static_shape(e.roles["w"])
-    if data is None or weight is None:
-        lengths = [static_dim(e.roles["x"], 2 + i) for i in range(spatial)]
-        if weight is None or any(n is None for n in lengths):
-            return None
-        data = (1, 1, *(n for n in lengths if n is not None))
-    window = resolve_window(weight[2:], data[2:], strides=strides, dilations=dilations, auto_pad=mode)
-    return (*window.begin, *window.end)
 
 
 def _line_conv(e: Emission, arguments: dict[str, ir.Value | None], settings: Mapping[str, Any]) -> None:
@@ -129,30 +106,18 @@ def _line_conv(e: Emission, arguments: dict[str, ir.Value | None], settings: Map
     plane = e.rewriter.node("Unsqueeze", [x, axis], before=e.call, origin=[e.call], name=f"{group}/Unsqueeze").outputs[
         0
     ]
-    e.rewriter.declare(plane, x.dtype, _inserted(x.shape))
+    e.rewriter.declare(plane, x.dtype, inserted(x.shape))
     arguments |= {"x": plane, "w": e.rewriter.constant(np.expand_dims(weight, 2), f"{group}:w")}
     made = kernel_node(
         e.rewriter, "int8_conv", arguments, settings, before=e.call, origin=[e.call], name=f"{group}:node"
     )
-    e.rewriter.declare(made.outputs[0], _INT8, _inserted(e.call.outputs[0].shape))
+    e.rewriter.declare(made.outputs[0], _INT8, inserted(e.call.outputs[0].shape))
     back = e.rewriter.node("Squeeze", [made.outputs[0], axis], before=e.call, origin=[e.call], name=f"{group}/Squeeze")
     e.call.name = e.rewriter.unique(f"{group}:was")
     made.name = group
     e.rewriter.take_over(e.call.outputs[0], back.outputs[0])
     e.rewriter.replace(e.call.outputs[0], back.outputs[0])
     e.rewriter.erase(e.call)
-
-
-def _inserted(shape: ir.Shape | None) -> ir.Shape | None:
-    return None if shape is None else ir.Shape([shape[0], shape[1], 1, *shape[2:]])
-
-
-def _plane(values: tuple[int, ...], other: int) -> tuple[int, ...]:
-    return values if len(values) == 2 else (other, *values)
-
-
-def _plane_pads(pads: tuple[int, ...]) -> tuple[int, ...]:
-    return pads if len(pads) == 4 else (0, pads[0], 0, pads[1])
 
 
 def _product(e: Emission) -> str | None:

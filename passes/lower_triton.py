@@ -10,6 +10,8 @@ import onnx_ir as ir
 from qcompiler.ir.graph import all_graphs, consumers, is_op, single_consumer
 from qcompiler.ir.phase import Phase
 from qcompiler.ir.rewriter import Rewriter
+from qcompiler.passes.float_convs import lower_float_convs
+from qcompiler.passes.float_products import lower_float_products
 from qcompiler.passes.inlining import inline
 from qcompiler.passes.integer_operators import Emission
 from qcompiler.passes.integer_pairs import lower_pairs
@@ -25,6 +27,8 @@ from qcompiler.quant.plan import use_point
 @dataclass(frozen=True)
 class LowerTriton(Pass):
     """Replace fused calls by kernels; what no kernel takes is written out as Q/DQ and runs as torch functions.
+
+    Convolutions, and products of matrices, that stay in float are kernels, too.
 
     A sum of two quantized branches reads in float what a convolution computes for it alone: it stands in the epilogue
     of that convolution, with one rounding less. So does x * sigmoid(x) behind a convolution or product that nothing
@@ -59,6 +63,8 @@ class LowerTriton(Pass):
             graph.opset_imports.pop(DOMAIN, None)
             if not self.standard:
                 lower_pairs(rewriter, graph)
+                lower_float_convs(rewriter, graph)
+                lower_float_products(rewriter, graph)
         if not self.standard:
             state.model.graph.opset_imports[KERNEL_DOMAIN] = 1
         return rewriter.changes

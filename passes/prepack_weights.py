@@ -213,10 +213,51 @@ def _matmul(p: _Packing) -> None:
     p.finish()
 
 
+def _floats(p: _Packing) -> None:
+    """Pack a product of floats: a constant matrix as (N, K), anything else as it lies."""
+    weight, bias, layout = p.array("w"), p.array("b"), p.settings.get("w_layout", "kn")
+    second = p.given["w"]
+    if weight is not None and weight.ndim == 2 and layout == "kn":
+        second, layout = p.constant(weight.T, "w"), "nk"
+    p.arguments |= {"a": p.given["x"], "w" if layout == "nk" else "w_kn": second}
+    p.numbers |= {"w_layout": layout}
+    p.numbers |= {name: p.settings[name] for name in ("a_axes", "w_axes", "out_axes") if name in p.settings}
+    if "factor" in p.settings:
+        p.numbers |= {"factor": "scalar", "scale": float(p.settings["factor"])}
+    if bias is not None:
+        p.arguments["bias"] = p.constant(bias.astype(np.float32).reshape(-1), "bias")
+        p.numbers["bias"] = "channel"
+    _behind(p, p.settings.get("activation", "none"), None)
+    _write(p)
+    p.finish()
+
+
 def _conv(p: _Packing) -> None:
     weight, x = p.array("w"), p.params("x")
     assert weight is not None
     assert x is not None
+    _conv_weight(p, weight)
+    _epilogue(p, weight.astype(np.int64).sum(axis=(1, 2, 3)))
+    _geometry(p, p.settings["strides"], p.settings["dilations"], p.settings["pads"], x[1])
+    p.finish()
+
+
+def _float_conv(p: _Packing) -> None:
+    """Pack a convolution of floats, whose border is 0."""
+    weight, bias = p.array("w"), p.array("b")
+    assert weight is not None
+    _conv_weight(p, weight)
+    if bias is not None:
+        p.arguments["bias"] = p.constant(bias.astype(np.float32).reshape(-1), "bias")
+        p.numbers["bias"] = "channel"
+    _behind(p, p.settings.get("activation", "none"), None)
+    _write(p)
+    _geometry(p, p.settings["strides"], p.settings["dilations"], p.settings["pads"], 0)
+    p.finish()
+
+
+def _conv_weight(p: _Packing, weight: Array) -> None:
+    """Write data and weight [O, C / group, R, S] of a convolution."""
     packed = weight.transpose(0, 2, 3, 1)
     p.arguments["x"] = p.given["x"]
     group = int(p.settings["group"])
@@ -226,9 +267,6 @@ def _conv(p: _Packing) -> None:
     else:
         p.arguments["w"] = p.constant(packed, "w")
         p.numbers["group"] = group
-    _epilogue(p, packed.astype(np.int64).sum(axis=(1, 2, 3)))
-    _geometry(p, p.settings["strides"], p.settings["dilations"], p.settings["pads"], x[1])
-    p.finish()
 
 
 def _pair(p: _Packing) -> None:
@@ -366,5 +404,6 @@ def _for_products_alone(value: ir.Value) -> bool:
 
 _PACKERS: Mapping[str, Callable[[_Packing], None]] = {
     "int8_matmul": _matmul, "fp8_matmul": _matmul, "int8_conv": _conv, "int8_add": _pair, "int8_mul": _pair,
-    "int8_pool": _pool, "int8_lookup": _table, "block_matmul": _blocks,
+    "int8_pool": _pool, "int8_lookup": _table, "block_matmul": _blocks, "float_matmul": _floats,
+    "float_conv": _float_conv,
 }  # fmt: skip

@@ -46,7 +46,13 @@ GEOMETRY: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class ConvContract(Contract):
-    """A contract whose output's shape and traffic follow from numbers, not from shapes alone."""
+    """A contract whose output's shape and traffic follow from numbers, not from shapes alone.
+
+    Attributes:
+        most_terms: greatest length of a sum; 0 for any.
+    """
+
+    most_terms: int = 0
 
     def check(self, given: Mapping[str, Any], options: Options) -> dict[str, int]:
         """Check a call; return the length of each axis, with P and Q also where ``out`` is left out.
@@ -93,8 +99,8 @@ class ConvContract(Contract):
                     f"D >= C / group; found D = {dims['D']}"
                 )
             terms = dims["R"] * dims["S"] * channels // group
-        if terms > MOST_TERMS:
-            raise TargetError(f"{self.name}: the sum fits int32 up to {MOST_TERMS} terms; found {terms}")
+        if 0 < self.most_terms < terms:
+            raise TargetError(f"{self.name}: the sum fits int32 up to {self.most_terms} terms; found {terms}")
 
     def example_scalars(self, options: Options) -> dict[str, int | float]:
         """Return numbers for calls that are only compiled: a stride of 1, padding that keeps 3 x 3 the same size."""
@@ -113,20 +119,20 @@ class ConvContract(Contract):
         """
         known = {name: describe(t) for name, t in operands_only(operands).items()}
         dims = self.dims(known, options)
-        group = int(operands.get("group", 1))
+        group, size = int(operands.get("group", 1)), ITEMSIZE[known["x"].dtype]
         pixels = dims["N"] * dims["P"] * dims["Q"]
         rows, columns = -(-pixels // config["BLOCK_M"]), dims["O"] // group
         taken = dims["N"] * valid_taps(operands, dims, options)
         macs = 0
         if options["kind"] == "depthwise":
-            read = taken * columns + rows * dims["R"] * dims["S"] * columns
+            read = size * (taken * columns + rows * dims["R"] * dims["S"] * columns)
         else:
             depth = dims["R"] * dims["S"] * dims["D"]
             tiles_n = -(-columns // config["BLOCK_N"])
-            read = taken * (dims["C"] // group) * tiles_n + rows * columns * depth
+            read = size * (taken * (dims["C"] // group) * tiles_n + rows * columns * depth)
             steps = -(-depth // config["BLOCK_K"])
             macs = rows * config["BLOCK_M"] * tiles_n * config["BLOCK_N"] * steps * config["BLOCK_K"] * group
-        read += 4 * columns * rows * sum(options[o] == "channel" for o in ("multiplier", "offset"))
+        read += 4 * columns * rows * sum(options.get(o) == "channel" for o in ("multiplier", "offset"))
         if options["bias"] == "channel":
             read += ITEMSIZE[known["bias"].dtype] * columns * rows
         if options["residual"] != "none":
@@ -162,15 +168,17 @@ def _inside(
     return np.asarray((place >= 0) & (place < dims[picture]))
 
 
-def _macs(dims: Dims, options: Options) -> int:
+def conv_macs(dims: Dims, options: Options) -> int:
+    """Return the multiply-adds of a convolution."""
     terms = 1 if options["kind"] == "depthwise" else dims["D"]
     return math.prod(dims[d] for d in "NPQORS") * terms
 
 
-def _requests(
+def refuse_requests(
     contract: Contract, dims: Dims, operands: Mapping[str, Operand], options: Options, config: Config
 ) -> Traffic:
-    raise TargetError("the requests of int8_conv follow from its geometry; ask the contract with all arguments")
+    """Raise `TargetError`: `ConvContract.requests` knows."""
+    raise TargetError(f"the requests of {contract.name} follow from its geometry; ask the contract with all arguments")
 
 
 def _plain_rule(dims: Dims, options: Options) -> str | None:
@@ -209,7 +217,8 @@ CONTRACT = ConvContract(
         *EPILOGUE_CHOICES,
         Choice("out", ("int8", "uint8", "float16", "bfloat16", "float32", "int32"), "dtype of out"),
     ),
-    macs_rule=_macs,
-    requests_rule=_requests,
+    macs_rule=conv_macs,
+    requests_rule=refuse_requests,
     rules=(_plain_rule, epilogue_rule),
+    most_terms=MOST_TERMS,
 )

@@ -24,7 +24,7 @@ def reference(given: Mapping[str, Any], options: Options) -> dict[str, Array]:
     Returns:
         ``out`` of shape [N, P, Q, O].
     """
-    total = _sum(given, options)
+    total = window_sums(given, options, int(given.get("x_zero", 0))).astype(np.int64)
     if options["offset"] == "channel":
         total = total + given["offset"]
     if options["out"] == "int32":
@@ -33,11 +33,17 @@ def reference(given: Mapping[str, Any], options: Options) -> dict[str, Array]:
     return {"out": finish(total.astype(np.float32) * np.asarray(factor, np.float32), given, options)}
 
 
-def _sum(given: Mapping[str, Any], options: Options) -> npt.NDArray[np.int64]:
-    """Return the sums of products, int64 [N, P, Q, O]; float64 holds all of them exactly, and is fast."""
+def window_sums(given: Mapping[str, Any], options: Options, zero: int) -> npt.NDArray[np.float64]:
+    """Return the sums of products [N, P, Q, O] in float64, which holds those of integers exactly, and is fast.
+
+    Args:
+        given: arguments by name: ``x``, the weights and the geometry.
+        options: with ``kind``.
+        zero: what lies outside the picture.
+    """
     depthwise = options["kind"] == "depthwise"
     weight = given["w_rso"].transpose(2, 0, 1)[..., None] if depthwise else given["w"]
-    padded = padded_picture(given, int(given.get("x_zero", 0))).astype(np.float64)
+    padded = padded_picture(given, zero).astype(np.float64)
     columns, height, width, _ = weight.shape
     strides = int(given["stride_h"]), int(given["stride_w"])
     steps = int(given["dilation_h"]), int(given["dilation_w"])
@@ -52,7 +58,7 @@ def _sum(given: Mapping[str, Any], options: Options) -> npt.NDArray[np.int64]:
             part = padded[:, rows, places].reshape(*total.shape[:3], group, inputs)
             taps = weight[:, r, s, :inputs].astype(np.float64).reshape(group, outputs, inputs)
             total += np.einsum("npqgc,goc->npqgo", part, taps, optimize=True).reshape(total.shape)
-    return np.asarray(total, np.int64)
+    return np.asarray(total)
 
 
 def padded_picture(given: Mapping[str, Any], zero: int) -> Array:

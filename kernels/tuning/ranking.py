@@ -10,6 +10,7 @@ from types import MappingProxyType
 from qcompiler.kernels.call import Call
 from qcompiler.kernels.config import Config, table_arch
 from qcompiler.kernels.contract import Traffic
+from qcompiler.kernels.operand import ITEMSIZE
 from qcompiler.kernels.tuning.work import Work
 
 LATENCY_US = 1.0
@@ -38,8 +39,8 @@ class Machine:
     cache: int
 
     def ops(self, bits: int) -> float:
-        """Return multiply-adds per second of matrix units on numbers of 8 or 16 bits."""
-        return self.byte_ops if bits == 8 else self.byte_ops / 2
+        """Return multiply-adds per second of matrix units on numbers of 8, 16 or 32 bits; the last ones as TF32."""
+        return self.byte_ops * 8 / bits
 
 
 MACHINES: Mapping[str, Machine] = MappingProxyType(
@@ -61,7 +62,7 @@ def machine_of(arch: str) -> Machine:
 def operand_bits(work: Work) -> int:
     """Return the width of the numbers that matrix units multiply: that of the first input of the call."""
     first = next(a for a in work.contract.tensors(work.options) if a.role == "input")
-    return 8 if work.operands()[first.name].dtype in ("int8", "uint8", "float8e4m3fn", "float8e5m2") else 16
+    return 8 * ITEMSIZE[work.operands()[first.name].dtype]
 
 
 def floor_us(work: Work, machine: Machine) -> float:

@@ -19,7 +19,9 @@ import pytest
 from qcompiler.kernels.catalog import kernel_names
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-MODULES = ("gpu", "gpu_cases", "gpu_more_cases", "gpu_machines", "gpu_tables", "gpu_models", "checkout")
+MODULES = (
+    "gpu", "gpu_cases", "gpu_more_cases", "gpu_float_cases", "gpu_machines", "gpu_tables", "gpu_models", "checkout",
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs pip install qcompiler[triton]")
 

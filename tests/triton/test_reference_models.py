@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 torch = pytest.importorskip("torch", reason="the executor needs torch")
@@ -19,7 +18,6 @@ from qcompiler.backends.triton.executor import Executor  # noqa: E402
 from qcompiler.backends.triton.kernel_calls import kernel_call, output_names  # noqa: E402
 from qcompiler.backends.triton.program import KERNEL, Step, build_program  # noqa: E402
 from qcompiler.backends.triton.tensors import to_numpy, to_torch  # noqa: E402
-from qcompiler.engine import Array, Feeds, Runner  # noqa: E402
 from qcompiler.kernels.catalog import reference_of  # noqa: E402
 from qcompiler.kernels.epilogue.contract import PIECEWISE  # noqa: E402
 from tests.triton import reference_models as references  # noqa: E402
@@ -67,38 +65,16 @@ def test_steps_are_within_one_of_onnx_runtime(name: str) -> None:
         assert gap.one <= max(1, (1e-3 + ties) * gap.values), gap
 
 
-class Nudged:
-    """A runner that sees inputs larger by a millionth, which no metric should hang on."""
-
-    def __init__(self, runner: Runner, factor: float) -> None:
-        self.runner, self.factor = runner, np.float32(factor)
-
-    def run(self, feed: Feeds) -> dict[str, Array]:
-        return self.runner.run({n: a * self.factor if a.dtype == np.float32 else a for n, a in feed.items()})
-
-
-def _nudged(found: Built, runner: Runner, factor: float) -> Runner:
-    """Return ONNX Runtime on inputs that are larger by a factor; where tokens go in, on embeddings that are."""
-    if any(i.dtype == np.float32 for i in runner.inputs):
-        return Nudged(runner, factor)
-    twin = found.twin.clone()
-    for node in twin.graph:
-        table = node.inputs[0] if node.op_type == "Gather" else None
-        if table is not None and table.const_value is not None and table.dtype is ir.DataType.FLOAT:
-            table.const_value = ir.tensor(table.const_value.numpy() * np.float32(factor), name=table.name)
-    return PlainOrtEngine().load(twin)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_the_metric_is_onnx_runtimes(name: str) -> None:
     """Within 0.2 points, or as far as ONNX Runtime's own metric moves when its inputs move by a millionth."""
     found = built(name)
     ours = found.metric(TritonEngine("cpu").load(found.made.model))
-    runner = PlainOrtEngine().load(found.twin)
-    theirs = found.metric(runner)
+    theirs = found.metric(PlainOrtEngine().load(found.twin))
     nudged: list[dict[str, float]] = []
     if ours != pytest.approx(theirs, abs=POINTS + 1e-9):
-        nudged = [found.metric(_nudged(found, runner, factor)) for factor in (1 - 1e-6, 1 + 1e-6)]
+        nudge = references.steps_module().nudged
+        nudged = [found.metric(nudge(found.twin, factor)) for factor in (1 - 1e-6, 1 + 1e-6)]
     for key, value in theirs.items():
         moved = max((abs(other[key] - value) for other in nudged), default=0.0)
         assert ours[key] == pytest.approx(value, abs=POINTS + moved + 1e-9), key

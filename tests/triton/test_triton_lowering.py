@@ -171,7 +171,7 @@ g (float[n, 3, 6, 7] x) => (float[n, 5, 3, 9] y) {
 
 @pytest.mark.parametrize("recipe", ["int8-static", "fp8"])
 def test_lengths_that_are_no_multiples_of_16_run_in_kernels(recipe: str) -> None:
-    """No contract asks for them: 3 channels, sums of 17 products, 9 columns (sums of 7 are too short, and float)."""
+    """No contract asks for them: 3 channels, sums of 17 products, 9 columns (sums of 7 are too short: floats)."""
     model = onnx.parser.parse_model(AWKWARD)
     rng = np.random.default_rng(3)
     for name, shape in (("w", (5, 3, 3, 3)), ("v", (5, 1, 3, 3)), ("a", (7, 17)), ("b", (17, 9))):
@@ -180,5 +180,7 @@ def test_lengths_that_are_no_multiples_of_16_run_in_kernels(recipe: str) -> None
     program = build_program(made.model)
     work = count_work(make_plan(program, {"x": (2, 3, 6, 7)}), program)
     first, last = 2 * 5 * 3 * 7 * 27, 2 * 5 * 3 * 17 * 9
-    assert work.kernels == last + (first + 2 * 5 * 3 * 7 * 9 if recipe == "int8-static" else 0)
-    assert work.torch == 2 * 5 * 3 * 7 * 17 + (0 if recipe == "int8-static" else first + 2 * 5 * 3 * 7 * 9)
+    short, convs = 2 * 5 * 3 * 7 * 17, first + 2 * 5 * 3 * 7 * 9
+    assert (work.kernels, work.torch) == (convs + short + last, 0)
+    assert work.floats == short + (0 if recipe == "int8-static" else convs)
+    assert work.quantized == pytest.approx((work.kernels - work.floats) / work.kernels)

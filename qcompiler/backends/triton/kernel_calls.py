@@ -21,7 +21,8 @@ from qcompiler.kernels.operand import Operand
 from qcompiler.kernels.pointwise.contract import collapse
 
 TWO_BATCHES = 4
-"""Axes of an operand of int8_matmul whose batch has two."""
+"""Axes of an operand of a product by strides whose batch has two."""
+_STRIDED = ("int8_matmul", "float_matmul")
 NUMBER = "_number"
 """Behind the name of a number in a step's attributes where an option of the kernel has the same name."""
 Tensors = dict[str, Any]
@@ -79,7 +80,7 @@ def kernel_call(step: Step, inputs: Mapping[str, Any], outputs: Mapping[str, Any
     contract = contract_of(kernel)
     names = {c.name for c in contract.choices}
     options = contract.options({k: str(v) for k, v in step.attributes.items() if k in names})
-    if kernel == "int8_matmul" and len(tensors["a"].shape) == TWO_BATCHES:
+    if kernel in _STRIDED and len(tensors["a"].shape) == TWO_BATCHES:
         options["batch"] = "two"
     for argument in contract.arguments:
         if argument.role == "scalar" and argument.wanted(options):
@@ -124,16 +125,22 @@ def output_names(step: Step) -> tuple[str, ...]:
 
 
 def _integer_products(tensors: Tensors) -> Framed | None:
+    return None if tensors["a"].shape[-1] > MOST_TERMS["kernel"] else _matrices("int8_matmul", tensors)
+
+
+def _float_products(tensors: Tensors) -> Framed | None:
+    return _matrices("float_matmul", tensors)
+
+
+def _matrices(kernel: str, tensors: Tensors) -> Framed | None:
     """Multiply rows by one matrix, or matrices by matrices: what is the same for all is read again, by a stride of 0.
 
     A batch of more than two axes is brought under one.
     """
     a, name = tensors["a"], "w" if "w" in tensors else "w_kn"
     w = tensors[name]
-    if a.shape[-1] > MOST_TERMS["kernel"]:
-        return None
     if all(n == 1 for n in w.shape[:-2]) and _packed(a) and _packed(tensors["out"]):
-        return _products("int8_matmul")(tensors | {name: reshaped(w, (1, *w.shape[-2:]))})
+        return _products(kernel)(tensors | {name: reshaped(w, (1, *w.shape[-2:]))})
     batch = tuple(np.broadcast_shapes(tuple(a.shape[:-2]), tuple(w.shape[:-2])))
     if math.prod(batch) > MOST_MATRICES:
         return None
@@ -143,7 +150,7 @@ def _integer_products(tensors: Tensors) -> Framed | None:
         spread = framed[key] if tuple(framed[key].shape) == whole else _spread(framed[key], whole)
         fits = 1 <= len(batch) <= TWO_BATCHES - 2
         framed[key] = spread if fits else reshaped(spread, (math.prod(batch), *whole[-2:]))
-    return "int8_matmul", framed
+    return kernel, framed
 
 
 def _packed(tensor: Any) -> bool:
@@ -192,8 +199,8 @@ def _one_row(tensors: Tensors) -> Framed | None:
     return "norm_quantize", framed
 
 
-def _conv(tensors: Tensors) -> Framed | None:
-    return "int8_conv", dict(tensors)
+def _conv(kernel: str) -> Callable[[Tensors], Framed | None]:
+    return lambda tensors: (kernel, dict(tensors))
 
 
 def _pointwise(tensors: Tensors) -> Framed | None:
@@ -216,7 +223,8 @@ def _pointwise(tensors: Tensors) -> Framed | None:
 
 FRAMES: Mapping[str, Callable[[Tensors], Framed | None]] = {
     "int8_matmul": _integer_products, "fp8_matmul": _products("fp8_matmul"), "int4_matmul": _blocks,
-    "norm_quantize": _rows, "dynamic_quantize": _one_row, "int8_conv": _conv, "pointwise": _pointwise,
+    "float_matmul": _float_products, "int8_conv": _conv("int8_conv"), "float_conv": _conv("float_conv"),
+    "norm_quantize": _rows, "dynamic_quantize": _one_row, "pointwise": _pointwise,
 }  # fmt: skip
 """How the tensors of a step become those of a kernel, by its operator."""
 

@@ -108,6 +108,18 @@ def _activations(given: Given) -> tuple[Tensor, ...]:
     return (made.permute(*given["out_axes"]) if "out_axes" in given else made,)
 
 
+def _float_matmul(given: Given) -> tuple[Tensor, ...]:
+    """Multiply floats, matrix by matrix; sums in float32, operands not rounded to TF32."""
+    a, w = given["a"], given["w_kn"] if "w_kn" in given else given["w"]
+    a, w = (t.permute(*given[k]) if k in given else t for t, k in ((a, "a_axes"), (w, "w_axes")))
+    w = w if "w_kn" in given else w.transpose(-1, -2)
+    total = torch.matmul(a.to(torch.float32), w.to(torch.float32))
+    if given.get("factor", "none") == "scalar":
+        total = total * _single(given["scale"])
+    made = finish(total, given)
+    return (made.permute(*given["out_axes"]) if "out_axes" in given else made,)
+
+
 def _int8_matmul(given: Given) -> tuple[Tensor, ...]:
     if given["multiplier"] == "scalar":
         return _activations(given)
@@ -157,6 +169,20 @@ def _int8_conv(given: Given) -> tuple[Tensor, ...]:
     if isinstance(given.get("offset"), Tensor):
         total = total + given["offset"].to(torch.int64)
     return (finish(total.to(torch.float32) * given["multiplier"], given),)
+
+
+def _float_conv(given: Given) -> tuple[Tensor, ...]:
+    x = given["x"].to(torch.float32).permute(0, 3, 1, 2)
+    sides = [int(given[f"pad_{side}"]) for side in ("left", "right", "top", "bottom")]
+    if any(sides):
+        x = nn.pad(x, sides)
+    depthwise = given.get("kind") == "depthwise"
+    w = given["w_rso"].permute(2, 0, 1).unsqueeze(1) if depthwise else given["w"].permute(0, 3, 1, 2)
+    group = x.shape[1] if depthwise else int(given["group"])
+    strides = [int(given["stride_h"]), int(given["stride_w"])]
+    dilations = [int(given["dilation_h"]), int(given["dilation_w"])]
+    total = nn.conv2d(x, w.to(torch.float32), None, strides, 0, dilations, group)
+    return (finish(total.permute(0, 2, 3, 1), given),)
 
 
 def _real(given: Given, name: str) -> Tensor:
@@ -281,5 +307,6 @@ def _blocks(given: Given) -> tuple[Tensor, ...]:
 REFERENCES: Mapping[str, Reference] = {
     "int8_matmul": _int8_matmul, "fp8_matmul": _fp8_matmul, "int8_conv": _int8_conv, "pointwise": _pointwise,
     "int8_pool": _pool, "dynamic_quantize": _dynamic, "norm_quantize": _norm_quantize, "int4_matmul": _blocks,
+    "float_matmul": _float_matmul, "float_conv": _float_conv,
 }  # fmt: skip
 """What each kernel step computes, by name."""

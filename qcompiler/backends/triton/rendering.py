@@ -125,6 +125,7 @@ def _summary(plan: Plan, program: Program, total: list[int]) -> str:
     parts = [
         f"{len(plan.steps)} steps: {kernels} kernels, {torch} torch functions, {views} views, {host} on the host",
         f"{_count(work.kernels + work.torch)} multiply-adds, {100 * work.share:.1f} % of them in kernels"
+        + (f", {100 * work.quantized:.1f} % on stored numbers" if work.floats else "")
         + (f" ({work.unknown} products are not counted: their shapes depend on data)" if work.unknown else ""),
         f"reads {_size(total[0])}, writes {_size(total[1])}",
         f"weights {_size(weights)}, arena {_size(plan.arena)} (peak {_size(plan.peak)})",

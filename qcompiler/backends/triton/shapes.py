@@ -165,9 +165,13 @@ def _product(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None
 
 
 def _integer_product(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
-    """Return the shape of a product of two activations, each transposed by its axes."""
     if step.attributes.get("multiplier") != "scalar":
         return _product(step, inputs)
+    return _strided_product(step, inputs)
+
+
+def _strided_product(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """Return the shape of a product of two activations, each transposed by its axes."""
     shapes = []
     for name, key in (("a", "a_axes"), ("w" if "w" in step.arguments else "w_kn", "w_axes")):
         tensor = _argument(step, inputs, name)
@@ -255,7 +259,7 @@ def _rows(step: Step, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
 
 KERNEL_SHAPES = {
     "int8_matmul": _integer_product, "fp8_matmul": _product, "int4_matmul": _block_product,
-    "int8_conv": _conv, "int8_pool": _pool, "pointwise": _broadcast,
-    "dynamic_quantize": _dynamic, "norm_quantize": _rows,
+    "float_matmul": _strided_product, "int8_conv": _conv, "float_conv": _conv, "int8_pool": _pool,
+    "pointwise": _broadcast, "dynamic_quantize": _dynamic, "norm_quantize": _rows,
 }  # fmt: skip
 """Shapes of kernels' results by their names."""

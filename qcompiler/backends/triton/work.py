@@ -15,7 +15,11 @@ from qcompiler.kernels.operand import ITEMSIZE, Operand
 
 AVERAGES = "averages"
 """Attribute of a convolution that takes averages: sums, which nobody counts as multiply-adds."""
-_PRODUCTS = ("int8_matmul", "fp8_matmul", "int4_matmul", "int4_matvec", "int8_conv", "decode_attention")
+_PRODUCTS = (
+    "int8_matmul", "fp8_matmul", "int4_matmul", "int4_matvec", "float_matmul", "int8_conv", "float_conv",
+    "decode_attention",
+)  # fmt: skip
+_FLOATS = ("float_matmul", "float_conv")
 _Shape = tuple[int, ...]
 
 
@@ -27,16 +31,24 @@ class Work:
         kernels: in kernels of the project.
         torch: in torch functions.
         unknown: products whose shapes depend on data, or that stand in the body of a Loop or Scan.
+        floats: of those in kernels, those of floats by floats.
     """
 
     kernels: int
     torch: int
     unknown: int = 0
+    floats: int = 0
 
     @property
     def share(self) -> float:
         """Return the share of kernels; 1 where there is no product at all."""
         return self.kernels / (self.kernels + self.torch) if self.kernels + self.torch else 1.0
+
+    @property
+    def quantized(self) -> float:
+        """Return the share of kernels that read stored numbers: both operands, or the weight; 1 where there is none."""
+        whole = self.kernels + self.torch
+        return (self.kernels - self.floats) / whole if whole else 1.0
 
 
 def known_values(plan: Plan, program: Program) -> dict[str, Tensor]:
@@ -57,7 +69,7 @@ def _weigh(program: Program, known: dict[str, Tensor]) -> None:
 def count_work(plan: Plan, program: Program) -> Work:
     """Count the multiply-adds of a plan, for the shapes that it was made for."""
     known = known_values(plan, program)
-    counts = {"kernels": 0, "torch": 0, "unknown": 0}
+    counts = {"kernels": 0, "torch": 0, "unknown": 0, "floats": 0}
     for step in plan.steps:
         for body in step.bodies.values():
             counts["unknown"] += sum(_multiplies(s) for s in body.all_steps())
@@ -68,6 +80,7 @@ def count_work(plan: Plan, program: Program) -> Work:
             counts["unknown"] += 1
         else:
             counts[found[0]] += found[1]
+            counts["floats"] += found[1] if found[0] == "kernels" and step.operator in _FLOATS else 0
     return Work(**counts)
 
 
