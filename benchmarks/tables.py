@@ -84,7 +84,7 @@ def _headline(results: Sequence[ModelResult], means: Mapping[str, float]) -> lis
     for result in results:
         best, ours, reference = result.best_of(RIVALS), result.forms.get(OURS), result.forms[FLOAT]
         main = next(iter(reference.metrics))
-        theirs = ("none is usable", "1.00", "", "")
+        theirs = ("none is usable", "1.00", "", "") if _has_rivals(result) else ("not measured", "", "", "")
         if best is not None:
             theirs = (best.form, f"{best.usable_speedup:.2f}", f"{best.metrics[main]:.4f}", _decibels(best))
         mine = ("", "", "", "", "")
@@ -105,7 +105,7 @@ def _headline(results: Sequence[ModelResult], means: Mapping[str, float]) -> lis
             "**geometric mean**",
             "",
             "",
-            f"**{best_mean:.2f}**",
+            f"**{best_mean:.2f}**" if all(map(_has_rivals, results)) else "",
             *blank,
             "" if our_mean is None else f"**{our_mean:.2f}**",
             *blank,
@@ -113,7 +113,8 @@ def _headline(results: Sequence[ModelResult], means: Mapping[str, float]) -> lis
             "" if cpu_mean is None else f"**{cpu_mean:.2f}**",
         )
     )
-    others = [f"`{name}` {value:.2f}" for name, value in means.items() if name in RIVALS]
+    whole = {name for name in RIVALS if all(name in result.forms for result in results)}
+    others = [f"`{name}` {value:.2f}" for name, value in means.items() if name in whole]
     return [*lines, "", f"One form for all models, geometric mean: {', '.join(others)}."] if others else lines
 
 
@@ -152,6 +153,10 @@ def _promises(results: Sequence[ModelResult]) -> list[str]:
             f"worst output (medians); at most {100 * max(times):.1f} % and {max(noises):.1f} dB.",
         ]
     return lines
+
+
+def _has_rivals(result: ModelResult) -> bool:
+    return any(name in result.forms for name in RIVALS)
 
 
 def _on_cpu(result: ModelResult) -> str:
