@@ -97,7 +97,8 @@ def _fastest(table: CostTable, workshop: Workshop) -> dict[str, Form]:
         for _ in range(3):
             before = dict(choice)
             for name, options in table.groups.items():
-                choice[name] = min(options, key=lambda o, n=name: table.total({**choice, n: o}))  # type: ignore[misc, assignment]
+                totals = {option: table.total({**choice, name: option}) for option in options}
+                choice[name] = min(totals, key=totals.__getitem__)  # type: ignore[assignment]  # options of the table are forms
             if choice == before:
                 break
         best = min((best, choice), key=table.total)

@@ -149,13 +149,12 @@ def measure(subject: Subject, rounds: int, seconds: float) -> Row:
             runner = runners[f"fold {number}"] = _open(path)
             quality = made.report.quality
             qualities.append(quality.worst if quality is not None else 0.0)
-            found = [list(runner.run(feed).values()) for feed in feeds]
-            own = {i: list_named for i, list_named in enumerate(found) if i in members}
-            told = fold.metric([dict(enumerate(own[i])) for i in members], [])  # type: ignore[misc]  # names do not count
+            found = [runner.run(feed) for feed in feeds]
+            told = fold.metric([found[i] for i in members], fold.own_feeds())
             seen.append((reference if more_is_better(name) else -reference) - told)
             for i in range(len(feeds)):
                 if i not in members:
-                    judged[i] = found[i]
+                    judged[i] = list(found[i].values())
         row.seconds = time.perf_counter() - start
         row.found = next(iter(subject.metric(judged).values()))
         row.seen, row.sqnr_db = tuple(seen), min(qualities)

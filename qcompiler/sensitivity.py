@@ -31,7 +31,7 @@ from qcompiler.search.noise_sample import draw_sample
 from qcompiler.search.noise_suffix import Suffix, cut_suffix, node_works, share_of_work
 from qcompiler.search.noise_terms import needed_readers, stored_by
 from qcompiler.search.quality import Judge
-from qcompiler.search.sections import Sections, cut
+from qcompiler.search.sections import Sections, cut, places
 from qcompiler.targets.placement import Policy, propose
 from qcompiler.targets.points import root_point
 from qcompiler.workshop import Workshop
@@ -167,7 +167,7 @@ class _Measurement:
     def run(self, wholes: Mapping[str, Forms], judge: Judge | None) -> NoiseTable:
         self.base, self.outputs, self.scores = float_outputs(self.workshop.base.model)
         # What the table tells noise at: the outputs, or their sections.
-        self.places = tuple(p for n in self.outputs for p in ([s.name for s in self.sections.get(n, ())] or [n]))
+        self.places = places(self.outputs, self.sections)
         if not self.outputs:
             raise CalibrationError(
                 "the model computes no floats on the way to its outputs: there is no noise to measure"
@@ -320,8 +320,8 @@ class _Measurement:
         runner = self.truth.load(each.suffix.model, self.options)
         looked_at = tuple(dict.fromkeys((*self.outputs, *(self.scores.values() if self._few else ()))))
         wanted = [o.name for o in runner.outputs if o.name in looked_at]
-        places = tuple(dict.fromkeys((*self.places, *(self.scores.values() if self._few else ()))))
-        power = {on: {name: Power() for name in places} for on in each.runs}
+        told = tuple(dict.fromkeys((*self.places, *(self.scores.values() if self._few else ()))))
+        power = {on: {name: Power() for name in told} for on in each.runs}
         off: dict[str, Array] = {name: np.zeros((), np.bool_) for name in each.switches.values()}
         off |= {name: arrays[0] for inputs in each.weights.values() for name, arrays in inputs.items()}
         for feed, results in truths:
@@ -330,14 +330,14 @@ class _Measurement:
             # All off is float as this session computes it: rounding in another order is no noise of a point.
             plain = {**results, **(runner.run(common, wanted) if wanted else {})}
             floats = cut({name: plain[name] for name in looked_at}, self.sections)
-            expected = {name: Wanted(floats[name]) for name in places}
+            expected = {name: Wanted(floats[name]) for name in told}
             self.work += each.work * self.sample.share / len(truths)
             for points in each.runs:
                 on: dict[str, Array] = {each.switches[p]: np.ones((), np.bool_) for p in points if p in each.switches}
                 on |= {n: arrays[1] for p in points for n, arrays in each.weights.get(p, {}).items()}
                 made = cut(runner.run({**common, **on}, wanted), self.sections) if wanted else {}
                 self.work += each.work * self.sample.share / len(truths)
-                for name in places:
+                for name in told:
                     power[points][name].add(expected[name], made.get(name, expected[name].array))
         return {name: power[points] for points, names in each.runs.items() for name in names}
 

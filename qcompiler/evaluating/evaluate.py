@@ -15,7 +15,7 @@ from qcompiler.evaluating.pair import Pair, Results, open_pair, read_feeds, run_
 from qcompiler.evaluating.task import TaskFigure, measure_task
 from qcompiler.options import Calibration, ModelSource, Progress
 from qcompiler.search.quality import Metric, class_like_outputs
-from qcompiler.search.sections import cut, find_sections
+from qcompiler.search.sections import cut, find_sections, places
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,8 @@ def _compare(pair: Pair, runs: Iterator[tuple[Feeds, Results, Results]]) -> Clos
     first = list(islice(runs, 1))
     found = find_sections(pair.given, [wanted for _, wanted, _ in first])
     sections = {name: parts for name, parts in found.items() if name not in classes}
-    places = [place for name in pair.outputs for place in ([s.name for s in sections.get(name, ())] or [name])]
     parted = ((feed, cut(wanted, sections), cut(made, sections)) for feed, wanted, made in chain(first, runs))
-    return compare(parted, places, classes)
+    return compare(parted, places(pair.outputs, sections), classes)
 
 
 def _runs(

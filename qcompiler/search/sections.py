@@ -67,6 +67,11 @@ def cut(arrays: Mapping[str, Array], sections: Sections) -> dict[str, Array]:
     return found
 
 
+def places(outputs: Sequence[str], sections: Sections) -> tuple[str, ...]:
+    """Return the names under which `cut` gives some outputs, in order."""
+    return tuple(place for name in outputs for place in ([s.name for s in sections.get(name, ())] or [name]))
+
+
 def find_sections(model: ir.Model, results: Sequence[Mapping[str, Array]]) -> dict[str, tuple[Section, ...]]:
     """Return the sections of the outputs that hold quantities of different scale.
 

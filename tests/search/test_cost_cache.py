@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from qcompiler.cli_cache import cache_command
+from qcompiler.quant.plan import Form
 from qcompiler.search.cost_cache import CostCache, EngineKey, Remembered, clear_costs, cost_folder, list_costs
-from tests.search.cost_machine import CostMachine, all_static, machine_of, meter_of
+from tests.search.cost_machine import THREE, CostMachine, all_static, machine_of, meter_of
 
 KEY = EngineKey("onnxruntime", "1.31.1", "x86_64 Some Xeon", 1)
 DAY = "2026-03-04"
@@ -179,6 +180,21 @@ def test_costs_of_a_slower_time_are_brought_to_the_present(tmp_path: Path, varia
     table = meter_of(now, cache_in(tmp_path)).table({"static": all_static(now)})
     assert table.total({}) == pytest.approx(now.whole_us({}))
     assert table.total(all_static(now)) == pytest.approx(now.whole_us(all_static(now)), rel=0.01)
+
+
+def test_cached_costs_beside_new_ones_are_brought_to_the_pace_of_now(tmp_path: Path) -> None:
+    """Static costs are of a time when the machine was half as fast; the dynamic variant is new."""
+    us = {name: {**costs, "dynamic": 2.0 * costs["static"]} for name, costs in THREE.items()}
+    slow = machine_of(us=us)
+    slow.pace = 2.0
+    meter_of(slow, cache_in(tmp_path)).table({"static": all_static(slow)})
+    now = machine_of(us=us)
+    dynamic: dict[str, Form] = dict.fromkeys(all_static(now), "dynamic")
+    meter = meter_of(now, cache_in(tmp_path))
+    table = meter.table({"static": all_static(now), "dynamic": dynamic})
+    assert "static" not in meter.profiled
+    for forms in (all_static(now), dynamic):
+        assert table.total(forms) == pytest.approx(now.whole_us(forms), rel=0.02)
 
 
 def test_another_rewrite_of_the_engine_is_measured_anew(tmp_path: Path) -> None:
